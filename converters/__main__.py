@@ -1,0 +1,78 @@
+"""``python -m converters SRC DST`` and back with ``--to-hf``."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jkv.cli import run
+from jkv.errors import UserError
+
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and convert. Raises UserError."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="python -m converters", description=convert.__doc__, exit_on_error=False)
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face directory or hub id; with --to-hf a converted one")
+    parser.add_argument("destination", metavar="DST", help="a directory that is empty or isn't there yet")
+    parser.add_argument("--to-hf", action="store_true", help="convert back, for transformers")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of DST's weights; by default SRC's")
+    args = parser.parse_args(argv)
+    convert(args.source, Path(args.destination), to_hf=args.to_hf, dtype=args.dtype)
+
+
+def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str | None = None) -> None:
+    """Convert a Hugging Face checkpoint to a directory that jkv loads without rearranging, or back."""
+    from converters.hf import read_hf, write_hf
+    from converters.orbax_io import is_converted, read_converted, write_converted
+    from jkv.load import locate
+
+    directory = locate(source)
+    if to_hf and not is_converted(directory):
+        raise UserError("isn't a converted directory", where=str(source), mend="leave out --to-hf to convert it")
+    if not to_hf and is_converted(directory):
+        raise UserError("is converted already", where=str(source), mend="give --to-hf to convert it back")
+    with _new_directory(destination) as made:
+        if to_hf:
+            write_hf(read_converted(directory, dtype), made)
+        else:
+            write_converted(read_hf(directory, dtype), made)
+        for name in SIDE_FILES:
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, made / name)
+
+
+@contextlib.contextmanager
+def _new_directory(destination: Path) -> Iterator[Path]:
+    # Made beside the destination and renamed when complete, so that a crash leaves no half a model under its name.
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        raise UserError("exists and isn't an empty directory", where=str(destination), mend="give another DST")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
+    try:
+        made.chmod(0o755)
+        yield made
+        os.replace(made, destination)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+if __name__ == "__main__":
+    run(main)

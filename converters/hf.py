@@ -1,0 +1,129 @@
+"""Hugging Face checkpoints: ``read_hf`` and ``write_hf``. One tensor is converted at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters.config import read_config, write_config
+from converters.fill import Shard, fill, known_dtype, leaves
+from converters.progress import track
+from converters.shards import DTYPES, Outgoing, Stored, elided, opened, write
+from converters.tables import EMBEDDING, HEAD, IGNORED, Row, rows
+from jkv.config import ModelConfig
+from jkv.errors import UserError
+from jkv.models import Decoder
+
+
+
+def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
+    """The Decoder that a Hugging Face directory holds (Llama, Qwen2 or Qwen3, safetensors).
+
+    dtype: of the weights: 'float32', 'bfloat16', 'float16'; None keeps the file's. bfloat16 never goes through float32.
+    shard: the sharding of a leaf by dotted path and shape; by default all are on the default device.
+    Raises UserError for whatever is wrong with the directory: config, tensors missing, unknown or misshapen (all of
+    them in one message), torn files, weights that aren't finite.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    with opened(directory) as stored:
+        table = {row.name: row for row in rows(config)}
+        _check(config, table, stored, directory)
+        wanted = known_dtype(dtype) if dtype is not None else _common_dtype(table, stored, directory)
+        if config.tied_head and HEAD in stored:
+            _check_tied(stored[EMBEDDING], stored[HEAD])
+
+        def arrays() -> Iterator[tuple[str, jax.Array]]:
+            for row in track(table.values(), "reading weights", len(table)):
+                leaf = _leaf(stored[row.name], row, config, wanted)
+                yield row.path, jax.device_put(leaf, shard(row.path, leaf.shape) if shard else None)
+
+        return fill(config, wanted, arrays())
+
+
+def write_hf(
+    model: Decoder, directory: str | Path, dtype: Any = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` that transformers loads; shards and an index above the limit.
+
+    dtype: of the file; None keeps the model's. A directory that isn't there is made; a checkpoint in it is replaced.
+    Raises UserError when the architecture's Hugging Face class can't express the config.
+    """
+    config, directory, have = model.config, Path(directory), leaves(model)
+    wanted = known_dtype(dtype) if dtype is not None else have["embed"].dtype
+
+    def outgoing(row: Row) -> Outgoing:
+        def make() -> np.ndarray:
+            return row.to_file(np.asarray(jax.device_get(have[row.path])), config).astype(wanted)
+
+        return Outgoing(row.name, wanted, row.file_shape(config), make)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write(directory, [outgoing(row) for row in rows(config)], max_shard_bytes)
+    write_config(config, directory, wanted.name)
+
+
+def _common_dtype(table: dict[str, Row], stored: dict[str, Stored], directory: Path) -> np.dtype:
+    codes = sorted({stored[name].code for name in table})
+    if len(codes) > 1:
+        raise UserError(f"the weights mix {' and '.join(codes)}", where=str(directory), mend="ask for one dtype")
+    return DTYPES[codes[0]]
+
+
+def _check(config: ModelConfig, table: dict[str, Row], stored: dict[str, Stored], directory: Path) -> None:
+    # A wrong vocabulary size would otherwise show up as two misshapen tensors.
+    if EMBEDDING in stored and len(stored[EMBEDDING].shape) == 2:
+        height = stored[EMBEDDING].shape[0]
+        if height != config.vocab_size:
+            what = f"wrong vocabulary size: vocab_size is {config.vocab_size}, {EMBEDDING} has {height} rows"
+            raise UserError(what, where=str(directory / "config.json"))
+    missing = [name for name in table if name not in stored]
+    unknown = [name for name in stored if name not in table and not _ignorable(name, config)]
+    wrong = []
+    for name, row in table.items():
+        if name in stored:
+            tensor, shape = stored[name], row.file_shape(config)
+            if tensor.shape != shape:
+                wrong.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+            if tensor.code not in DTYPES:
+                wrong.append(f"{name} is {tensor.code}, expected {', '.join(DTYPES)}")
+    lists = {"missing": missing, "unknown": unknown, "misshapen": wrong}
+    if missing or unknown or wrong:
+        what = "; ".join(f"{len(names)} {kind}: {elided(names)}" for kind, names in lists.items() if names)
+        raise UserError(f"tensors don't fit a {config.architecture} of this config: {what}", where=str(directory))
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+    return bool(IGNORED.fullmatch(name)) or (config.tied_head and name == HEAD)
+
+
+def _check_tied(embedding: Stored, head: Stored) -> None:
+    same = head.code == embedding.code and head.shape == embedding.shape
+    if not (same and np.array_equal(_bits(head.read()), _bits(embedding.read()))):
+        what = f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}"
+        raise UserError(what, where=str(head.file), mend="set tie_word_embeddings to false in config.json")
+
+
+def _leaf(tensor: Stored, row: Row, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
+    data = tensor.read()
+    if not _finite(data):
+        raise UserError(f"{tensor.name} holds NaN or infinity", where=str(tensor.file), mend="download it again")
+    if data.dtype != dtype:
+        with np.errstate(over="ignore"):
+            data = data.astype(dtype)
+        if not _finite(data):
+            raise UserError(f"{tensor.name} holds values beyond {dtype.name}", where=str(tensor.file))
+    return row.to_leaf(data, config)
+
+
+def _bits(data: np.ndarray) -> np.ndarray:
+    return data.reshape(-1).view(f"uint{8 * data.dtype.itemsize}")
+
+
+def _finite(data: np.ndarray) -> bool:
+    # NaN and infinity have every exponent bit set. On bits, in chunks: fast for bfloat16, and no second copy.
+    bits, chunk = _bits(data), 1 << 22
+    exponent = bits.dtype.type(_bits(np.array([np.inf], data.dtype))[0])
+    return not any(np.any((bits[i : i + chunk] & exponent) == exponent) for i in range(0, bits.size, chunk))

@@ -1,0 +1,128 @@
+"""The correspondence of Hugging Face tensors and Decoder leaves, as data.
+
+A row reads: this tensor name, with these axes, is that leaf, with those axes. Axes are the letters of ``jkv.axes``; letters
+written together (``NH``) are one flattened axis of the file. Splitting, transposing and joining follow from the two
+strings in both directions, so no row needs code of its own. ``{l}`` stands for the layer number.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jkv.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor of a checkpoint: its name and axes in the file, its path and axes in the Decoder."""
+
+    name: str
+    path: str
+    file_axes: str
+    leaf_axes: str
+    when: Callable[[ModelConfig], bool] = lambda config: True
+
+    def file_shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """The shape that the tensor has in a Hugging Face file."""
+        size = axis_sizes(config)
+        return tuple(math.prod(size[letter] for letter in group) for group in self.file_axes.split())
+
+    def to_leaf(self, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
+        """File layout -> Decoder layout (a view where NumPy can make one)."""
+        size, letters, wanted = axis_sizes(config), self.file_axes.replace(" ", ""), self.leaf_axes.split()
+        split = tensor.reshape([size[letter] for letter in letters])
+        return split.transpose([letters.index(letter) for letter in wanted])
+
+    def to_file(self, leaf: np.ndarray, config: ModelConfig) -> np.ndarray:
+        """Decoder layout -> file layout: the inverse of ``to_leaf``, bit for bit."""
+        letters, have = self.file_axes.replace(" ", ""), self.leaf_axes.split()
+        return leaf.transpose([have.index(letter) for letter in letters]).reshape(self.file_shape(config))
+
+
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """Axis letter -> size."""
+    return {
+        "V": config.vocab_size,
+        "D": config.d_model,
+        "F": config.d_ff,
+        "N": config.n_heads,
+        "K": config.n_kv_heads,
+        "H": config.head_dim,
+    }
+
+
+def _qkv_bias(config: ModelConfig) -> bool:
+    return config.qkv_bias
+
+
+def _o_bias(config: ModelConfig) -> bool:
+    return config.o_bias
+
+
+def _mlp_bias(config: ModelConfig) -> bool:
+    return config.mlp_bias
+
+
+def _untied(config: ModelConfig) -> bool:
+    return not config.tied_head
+
+
+_LAYER, _BLOCK = "model.layers.{l}.", "layers.{l}."
+_ATTENTION, _MLP = _LAYER + "self_attn.", _LAYER + "mlp."
+
+_COMMON = (
+    Row("model.embed_tokens.weight", "embed", "V D", "V D"),
+    Row(_LAYER + "input_layernorm.weight", _BLOCK + "attention_norm.scale", "D", "D"),
+    Row(_ATTENTION + "q_proj.weight", _BLOCK + "attention.q.kernel", "NH D", "D N H"),
+    Row(_ATTENTION + "k_proj.weight", _BLOCK + "attention.k.kernel", "KH D", "D K H"),
+    Row(_ATTENTION + "v_proj.weight", _BLOCK + "attention.v.kernel", "KH D", "D K H"),
+    Row(_ATTENTION + "o_proj.weight", _BLOCK + "attention.o.kernel", "D NH", "N H D"),
+    Row(_LAYER + "post_attention_layernorm.weight", _BLOCK + "mlp_norm.scale", "D", "D"),
+    Row(_MLP + "gate_proj.weight", _BLOCK + "mlp.gate.kernel", "F D", "D F"),
+    Row(_MLP + "up_proj.weight", _BLOCK + "mlp.up.kernel", "F D", "D F"),
+    Row(_MLP + "down_proj.weight", _BLOCK + "mlp.down.kernel", "D F", "F D"),
+    Row("model.norm.weight", "final_norm.scale", "D", "D"),
+    Row("lm_head.weight", "head", "V D", "D V", _untied),
+)
+_QKV_BIAS = (
+    Row(_ATTENTION + "q_proj.bias", _BLOCK + "attention.q.bias", "NH", "N H", _qkv_bias),
+    Row(_ATTENTION + "k_proj.bias", _BLOCK + "attention.k.bias", "KH", "K H", _qkv_bias),
+    Row(_ATTENTION + "v_proj.bias", _BLOCK + "attention.v.bias", "KH", "K H", _qkv_bias),
+)
+_O_BIAS = (Row(_ATTENTION + "o_proj.bias", _BLOCK + "attention.o.bias", "D", "D", _o_bias),)
+_MLP_BIAS = (
+    Row(_MLP + "gate_proj.bias", _BLOCK + "mlp.gate.bias", "F", "F", _mlp_bias),
+    Row(_MLP + "up_proj.bias", _BLOCK + "mlp.up.bias", "F", "F", _mlp_bias),
+    Row(_MLP + "down_proj.bias", _BLOCK + "mlp.down.bias", "D", "D", _mlp_bias),
+)
+_QK_NORM = (
+    Row(_ATTENTION + "q_norm.weight", _BLOCK + "attention.q_norm.scale", "H", "H"),
+    Row(_ATTENTION + "k_norm.weight", _BLOCK + "attention.k_norm.scale", "H", "H"),
+)
+
+TABLES: dict[str, tuple[Row, ...]] = {
+    "llama": _COMMON + _QKV_BIAS + _O_BIAS + _MLP_BIAS,
+    "qwen2": _COMMON + _QKV_BIAS,
+    "qwen3": _COMMON + _QKV_BIAS + _O_BIAS + _QK_NORM,
+}
+
+# Buffers that old checkpoints carry and that the config determines.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+# The head of a tied model may be in the file too; it must then equal the embedding bit for bit.
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def rows(config: ModelConfig) -> Iterator[Row]:
+    """Every tensor that a checkpoint of this config holds, layer numbers filled in; each name and path comes once."""
+    table = [row for row in TABLES[config.architecture] if row.when(config)]
+    yield from (row for row in table if row.path == "embed")
+    for layer in range(config.n_layers):
+        for row in table:
+            if "{l}" in row.name:
+                name, path = row.name.replace("{l}", str(layer)), row.path.replace("{l}", str(layer))
+                yield dataclasses.replace(row, name=name, path=path)
+    yield from (row for row in table if "{l}" not in row.name and row.path != "embed")

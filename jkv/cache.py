@@ -1,0 +1,90 @@
+"""The KV buffer: exactly ``budget`` slots per row, layer and KV head, and the books about what each slot holds.
+
+Slots ``0 .. length-1`` of a row are occupied, the rest are dead and may hold anything. Keys are stored after RoPE, so
+attention does not care about slot order. Every KV head of a row has the same number of occupied slots.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jkv.axes import Array, Float, Int
+from jkv.config import ModelConfig
+from jkv.pytree import pytree
+
+
+@pytree
+class LayerKV:
+    """One layer's buffer. ``queries`` is a ring of the last n queries after RoPE, kept only for policies that ask for
+    it; the query of position p is at p mod n. ``attention`` lives within a step: the weights the step's queries gave
+    to each slot, computed only for policies that ask for it."""
+
+    k: Float[Array, "B K S H"]
+    v: Float[Array, "B K S H"]
+    queries: Float[Array, "B n N H"] | None = None
+    attention: Float[Array, "B N T S"] | None = None
+
+
+@pytree
+class KVCache:
+    """All layers' buffers, and per row which original position each slot holds.
+
+    positions has one keep set per row (l = k = 1, granularity shared) or one per layer and KV head (l = L, k = K).
+    Layers are separate arrays: one stacked array carried through a loop gets copied by XLA.
+    """
+
+    layers: tuple[LayerKV, ...]
+    positions: Int[Array, "B l k S"]
+    length: Int[Array, " B"]
+
+    @property
+    def budget(self) -> int:
+        """S, the number of slots a row owns."""
+        return self.positions.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all key and value buffers."""
+        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
+
+    def row(self, row: int) -> "RowView":
+        """Copy one row's occupied slots to the host, in slot order (for tests and for showing a run)."""
+        n = int(self.length[row])
+        return RowView(
+            positions=np.asarray(self.positions[row, :, :, :n]),
+            k=np.stack([np.asarray(layer.k[row, :, :n], np.float32) for layer in self.layers]),
+            v=np.stack([np.asarray(layer.v[row, :, :n], np.float32) for layer in self.layers]),
+        )
+
+
+class RowView(NamedTuple):
+    """One row on the host: positions [l, k, n], k and v [L, K, n, H] in float32."""
+
+    positions: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+
+def empty_cache(
+    config: ModelConfig, batch: int, budget: int, *, dtype, per_head: bool = False, recent_queries: int = 0
+) -> KVCache:
+    """A buffer with nothing in it: L*B*K*S*H*2*itemsize bytes of keys and values (and the query ring, if asked)."""
+    shape = (batch, config.n_kv_heads, budget, config.head_dim)
+    ring = (batch, recent_queries, config.n_heads, config.head_dim)
+    layers = tuple(
+        LayerKV(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            queries=jnp.zeros(ring, dtype) if recent_queries else None,
+        )
+        for _ in range(config.n_layers)
+    )
+    heads = (config.n_layers, config.n_kv_heads) if per_head else (1, 1)
+    return KVCache(
+        layers=layers,
+        positions=jnp.full((batch, *heads, budget), -1, jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
+    )

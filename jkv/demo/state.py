@@ -1,0 +1,44 @@
+"""The state file that an interrupted training run resumes from."""
+
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jkv.errors import UserError
+
+
+def save(path: pathlib.Path, state: Any, step: int, run: str) -> None:
+    """Write the leaves of ``state``, the number of steps taken and the run they belong to. Atomic."""
+    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, step=step, run=run, **leaves)
+    os.replace(partial, path)
+
+
+def load(path: pathlib.Path, like: Any, run: str) -> tuple[Any, int]:
+    """Read what ``save`` wrote into the structure of ``like``. Returns (state, step).
+
+    Raises:
+        UserError: the file is missing or broken, or it is of another run.
+    """
+    restart = "Train without --resume, or into another --out."
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise UserError("no training state to resume", where=str(path), mend=restart) from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"the training state can't be read ({error})", where=str(path), mend=restart) from None
+    if str(arrays.get("run")) != run:
+        raise UserError(f"the training state is of {arrays.get('run')}, not of {run}", where=str(path), mend=restart)
+    leaves, tree = jax.tree.flatten(like)
+    named = [arrays.get(f"leaf{i}") for i in range(len(leaves))]
+    for i, (leaf, stored) in enumerate(zip(leaves, named, strict=True)):
+        if stored is None or (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
+            raise UserError(f"leaf {i} is missing or has another shape", where=str(path), mend=restart)
+    return jax.tree.unflatten(tree, [jnp.asarray(x) for x in named]), int(arrays["step"])

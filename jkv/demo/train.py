@@ -1,0 +1,156 @@
+"""Train a demo checkpoint from scratch: ``python -m jkv.demo.train --arch llama --seed 1 --out DIR``."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from converters.hf import write_hf
+from jkv import flags
+from jkv.cli import run as run_command
+from jkv.demo import architectures, state, task, tokenizer, training
+from jkv.demo.batches import Layout, encode
+from jkv.errors import UserError
+
+STATE = "training.npz"
+HELD_OUT, HELD_OUT_SEED = 200, 2**31 - 1
+
+HELP = {
+    "arch": "architecture of the model",
+    "out": "directory of the checkpoint and of the training state (default: demo-llama or demo-qwen)",
+    "seed": "of the initial weights and of the training problems",
+    "resume": "go on from the training state in --out",
+    "short_steps": "steps on 2 or 3 variables without filler",
+    "plain_steps": "steps on 2 to 6 variables without filler",
+    "full_steps": "steps on the task itself",
+    "tokens": "about how many tokens a step takes",
+    "learning_rate": "peak of the schedule",
+    "save_every": "steps between held-out evaluations, each followed by a save of the training state",
+    "stop_after": "end after so many steps, the state saved and nothing exported (0: run the schedule to its end)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What to train. The fields are the flags; ``HELP`` describes them."""
+
+    arch: Literal["llama", "qwen2"] = "llama"
+    out: str = ""
+    seed: int = 0
+    resume: bool = False
+    short_steps: int = 200
+    plain_steps: int = 450
+    full_steps: int = 1200
+    tokens: int = 6000
+    learning_rate: float = 3e-3
+    save_every: int = 100
+    stop_after: int = 0
+
+    def __post_init__(self):
+        least = dict.fromkeys(("seed", "short_steps", "plain_steps", "full_steps", "stop_after"), 0)
+        for name, low in {**least, "tokens": 1, "save_every": 1}.items():
+            if getattr(self, name) < low:
+                raise UserError(f"expected at least {low}, got {getattr(self, name)}", where=_flag(name))
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"expected more than 0, got {self.learning_rate}", where=_flag("learning_rate"))
+        if not self.curriculum.steps:
+            raise UserError("no steps to train", where=_flag("full_steps"), mend="give at least 1")
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """``out``, or the name of the demo model."""
+        return pathlib.Path(self.out or f"demo-{self.arch.removesuffix('2')}")
+
+    @property
+    def curriculum(self) -> training.Curriculum:
+        """The stages."""
+        return training.Curriculum(self.short_steps, self.plain_steps, self.full_steps, self.tokens)
+
+    @property
+    def identity(self) -> str:
+        """All that the weights depend on. A training state is resumed only by a config that agrees on it."""
+        ignored = {"out", "resume", "save_every", "stop_after"}
+        return " ".join(f"{k}={v}" for k, v in dataclasses.asdict(self).items() if k not in ignored)
+
+
+def train(config: TrainConfig) -> pathlib.Path:
+    """Run the schedule, or the rest of it, and export the checkpoint in bfloat16. Returns its directory.
+
+    Raises UserError when the training state in it can't be resumed.
+    """
+    out, curriculum = config.directory, config.curriculum
+    out.mkdir(parents=True, exist_ok=True)
+    transform = training.optimizer(curriculum.steps, config.learning_rate)
+    graph, params, moments = training.start(architectures.model_config(config.arch), transform, config.seed)
+    done = 0
+    if config.resume:
+        (params, moments), done = state.load(out / STATE, (params, moments), config.identity)
+    vocabulary = tokenizer.vocabulary()
+    last = min(curriculum.steps, config.stop_after or curriculum.steps)
+    with _progress() as progress:
+        bar = progress.add_task("", total=last, completed=done, loss=float("nan"), rate=0.0)
+        since, losses, tokens = time.perf_counter(), [], 0
+        for step in range(done, last):
+            layout = curriculum.layout(step)
+            drawn = task.generate(config.seed, len(layout.variables), variables=layout.variables, index=step)
+            batch = encode(drawn, layout, vocabulary)
+            params, moments, loss = training.train_step(graph, transform, params, moments, batch, layout)
+            losses.append(loss)
+            tokens += batch.tokens.size
+            rate = tokens / (time.perf_counter() - since)
+            if (step + 1) % 10 == 0:
+                progress.update(bar, completed=step + 1, loss=float(loss), rate=rate)
+            if (step + 1) % config.save_every == 0 or step + 1 == last:
+                mean, right = float(jnp.mean(jnp.stack(losses))), held_out(graph, params, vocabulary)
+                progress.console.print(
+                    f"step {step + 1}: loss {mean:.4f}, {rate:,.0f} tokens/s, held-out answer digits {right:.1%}"
+                )
+                state.save(out / STATE, (params, moments), step + 1, config.identity)
+                since, losses, tokens = time.perf_counter(), [], 0
+    if max(done, last) == curriculum.steps:
+        export(graph, params, out)
+    return out
+
+
+def held_out(graph, params, vocabulary: dict[str, int]) -> float:
+    """Fraction of right digits in the answers of evaluation problems, each word predicted from the true ones."""
+    by_size: dict[int, list[task.Problem]] = {}
+    for problem in task.problems(HELD_OUT, HELD_OUT_SEED):
+        by_size.setdefault(len(problem.definitions), []).append(problem)
+    layout = Layout(min(map(len, by_size.values())), tuple(sorted(by_size)), filler=True)
+    batch = encode([p for size in layout.sizes for p in by_size[size][: layout.rows]], layout, vocabulary)
+    right, total = training.answer_hits(graph, params, batch, layout)
+    return int(right) / int(total)
+
+
+def export(graph, params, directory: pathlib.Path) -> None:
+    """Write the Hugging Face checkpoint: config and bfloat16 weights, tokenizer with its chat template."""
+    model = nnx.merge(graph, params)
+    write_hf(model, directory, jnp.bfloat16)
+    tokenizer.save(directory, model.config.max_positions)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, then call one function."""
+    train(flags.parse(TrainConfig, argv, prog="python -m jkv.demo.train", description=__doc__, help=HELP))
+
+
+if __name__ == "__main__":
+    run_command(main)

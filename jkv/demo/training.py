@@ -1,0 +1,88 @@
+"""Curriculum, optimizer and training step of the demo checkpoints."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jkv.config import ModelConfig
+from jkv.demo.batches import Batch, Layout, RowsAttention
+from jkv.models import Decoder
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """Stages by step: {2, 3} variables without filler, {2..6} without filler, {2..6} with filler."""
+
+    short: int
+    plain: int
+    full: int
+    tokens: int
+
+    @property
+    def steps(self) -> int:
+        return self.short + self.plain + self.full
+
+    def layout(self, step: int) -> Layout:
+        """The layout of the batch of a step, counted from 0."""
+        sizes = (2, 3) if step < self.short else (2, 3, 4, 5, 6)
+        return Layout.of_tokens(self.tokens, sizes, filler=step >= self.short + self.plain)
+
+
+def optimizer(steps: int, peak: float) -> optax.GradientTransformation:
+    """AdamW on a trapezoid: warm-up over 60 steps, constant to half of ``steps``, cosine to 1 % of the peak."""
+    warm, half = min(60, max(1, steps // 4)), max(1, steps // 2)
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(peak / warm, peak, warm),
+            optax.constant_schedule(peak),
+            optax.cosine_decay_schedule(peak, max(1, steps - half), alpha=0.01),
+        ],
+        [warm, max(warm, half)],
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=0.05, mask=_is_matrix),
+    )
+
+
+def _is_matrix(params):
+    # Told by name and not by rank: a bias of the QKV projections is [heads, H].
+    def matrix(path, _):
+        return any(name in jax.tree_util.keystr(path) for name in ("kernel", "embed", "head"))
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+def cross_entropy(graph, params, batch: Batch, layout: Layout):
+    """Weighted mean loss of a batch in nats, and whether each target was the likeliest word, bool [1 M]."""
+    model = nnx.merge(graph, params)
+    hidden, _ = model(batch.tokens, batch.positions, RowsAttention(layout))
+    logits = model.logits(hidden)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights), jnp.argmax(logits, -1) == batch.targets
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=(2, 3))
+def train_step(graph, transform, params, moments, batch: Batch, layout: Layout):
+    """One update. Returns the parameters, the optimizer's state, and the loss before the update."""
+    (loss, _), grads = jax.value_and_grad(cross_entropy, argnums=1, has_aux=True)(graph, params, batch, layout)
+    updates, moments = transform.update(grads, moments, params)
+    return optax.apply_updates(params, updates), moments, loss
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def answer_hits(graph, params, batch: Batch, layout: Layout):
+    """Teacher-forced: how many digits of the answers are right, and how many there are."""
+    _, hits = cross_entropy(graph, params, batch, layout)
+    return jnp.sum(hits & batch.answers), jnp.sum(batch.answers)
+
+
+def start(config: ModelConfig, transform, seed: int):
+    """A fresh model: its graph, its parameters and the optimizer's state."""
+    graph, params = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
+    params = jax.tree.map(jnp.asarray, params)
+    return graph, params, transform.init(params)

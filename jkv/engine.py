@@ -1,0 +1,290 @@
+"""The engine: requests in, completions out. The host fills rows, calls the device for many steps, streams tokens out.
+
+Two compiled programs do all the work: ``decode`` (one, for a run of any length) and ``prefill`` (one a bucket).
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jkv.errors import UserError
+from jkv.models.decoder import Decoder
+from jkv.policies.base import Policy, Retention
+from jkv.prefill import buckets, prefill
+from jkv.sampling import Greedy, Sampler
+from jkv.state import DecodeState, Program, empty_state, request_key
+from jkv.step import decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sample to draw: a prompt of token ids, and how many new tokens at most."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sample: int = 0
+
+
+class Completion(NamedTuple):
+    """A finished request. ``kept`` are the positions still in the buffer, [n] or nested [L][K][n], ascending."""
+
+    request: Request
+    token_ids: list[int]
+    finish: str  # eos | length
+    evictions: int
+    peak_slots: int
+    slot_steps: int
+    kept: list
+
+
+class Eviction(NamedTuple):
+    """One eviction of one row (only with ``trace``). ``position``: the newest token's. ``kept``: as in Completion."""
+
+    request: Request
+    event: int
+    position: int
+    kept: list
+
+
+class Progress(NamedTuple):
+    """After every call of the device: tokens drawn so far, rows at work, slots they occupy."""
+
+    tokens: int
+    active_rows: int
+    occupied_slots: int
+
+
+@dataclasses.dataclass
+class Timings:
+    """Seconds spent and decode steps made. ``decode`` and ``prefill`` exclude compilation."""
+
+    compile: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    steps: int = 0
+
+
+class Engine:
+    """Decodes requests in ``batch_size`` rows, each owning ``rule.budget`` KV slots.
+
+    model: weights decide the buffer's dtype.  steps_per_call: decode steps a host call; fewer refresh progress more
+    often.  traces counts how often JAX traced each program: "decode" stays at 1.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        policy: Policy,
+        rule: Retention,
+        batch_size: int,
+        sampler: Sampler | None = None,
+        eos_ids: tuple[int, ...] | None = None,
+        seed: int = 0,
+        steps_per_call: int = 64,
+        implementation: str = "auto",
+    ):
+        graph, self.weights = nnx.split(model)
+        config = model.config
+        self.program = Program(
+            graph=graph,
+            config=config,
+            policy=policy,
+            rule=rule,
+            sampler=sampler or Greedy(),
+            eos_ids=config.eos_ids if eos_ids is None else eos_ids,
+            implementation=implementation,
+        )
+        self.dtype = model.embed[...].dtype
+        self.batch_size, self.seed, self.steps_per_call = batch_size, seed, steps_per_call
+        self.traces: collections.Counter[str] = collections.Counter()
+        self.timings = Timings()
+        self.buckets = buckets(rule.budget)
+        self._prefill = {}
+        self._decode = None
+        self.state: DecodeState | None = empty_state(self.program, batch_size, self.dtype)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the buffer as allocated; equals L*B*K*S*H*2*itemsize."""
+        assert self.state is not None
+        return self.state.cache.nbytes
+
+    def check(self, request: Request, where: str = "") -> None:
+        """Raise UserError if the request can't run in this engine: found before anything is decoded."""
+        where = where or f"prompt {request.id!r}"
+        vocabulary = self.program.config.vocab_size
+        if not request.prompt_ids:
+            raise UserError("the prompt is empty", where=where, mend="give at least one token")
+        for token in request.prompt_ids:
+            if not 0 <= token < vocabulary:
+                raise UserError(
+                    f"prompt id {token} is outside the vocabulary of {vocabulary}", where=where, mend="check prompt_ids"
+                )
+        if request.max_new_tokens < 1:
+            raise UserError(f"{request.max_new_tokens} new tokens asked for", where=where, mend="ask for at least 1")
+        self.program.rule.check_prompt(len(request.prompt_ids), where)
+        if not self.program.policy.evicts:
+            needed = len(request.prompt_ids) + request.max_new_tokens
+            # The last new token is never put into the buffer, so one slot fewer would do.
+            if needed - 1 > self.program.rule.budget:
+                raise UserError(
+                    f"a prompt of {len(request.prompt_ids)} and {request.max_new_tokens} new tokens don't fit "
+                    f"{self.program.rule.budget} slots and policy full evicts nothing",
+                    where=where,
+                    mend="leave --budget out, or lower --max-new-tokens",
+                )
+
+    def run(self, requests: Iterable[Request], *, trace: bool = False) -> Iterator[Completion | Eviction | Progress]:
+        """Decode all requests; yields events as they happen. Requests are checked before the first one runs."""
+        queue = collections.deque(requests)
+        for request in queue:
+            self.check(request)
+        rows = [_Row() for _ in range(self.batch_size)]
+        self.state = empty_state(self.program, self.batch_size, self.dtype) if self.state is None else self.state
+        self._compiled_decode()
+        tokens = 0
+        while queue or any(row.request for row in rows):
+            # Draw the first token of every refilled row; one that ends with it makes room at once.
+            while queue and (free := next((i for i, row in enumerate(rows) if not row.request), None)) is not None:
+                rows[free] = self._fill(free, queue.popleft())
+                tokens += 1
+                yield from self._finished(rows)
+            if any(row.request for row in rows):
+                drawn = self._call(stop_on_finish=bool(queue), stop_on_evict=trace)
+                for row, new in zip(rows, drawn.tokens, strict=True):
+                    if row.request:
+                        fresh = [int(token) for token in new if token >= 0]
+                        row.tokens += fresh
+                        tokens += len(fresh)
+                if trace:
+                    yield from self._evictions(rows, drawn)
+                yield Progress(tokens, int(drawn.active.sum()), int(drawn.length[drawn.active].sum()))
+                yield from self._finished(rows, drawn)
+
+    def compile(self, prompt_lengths: Iterable[int] = ()) -> None:
+        """Compile the decode step, and the prefill of the buckets these prompt lengths fall into."""
+        self._compiled_decode()
+        for length in prompt_lengths:
+            self._compiled_prefill(self._bucket(length))
+
+    def _bucket(self, length: int) -> int:
+        return next(size for size in self.buckets if size >= length)
+
+    def _fill(self, row: int, request: Request) -> "_Row":
+        bucket = self._bucket(len(request.prompt_ids))
+        program = self._compiled_prefill(bucket)
+        ids = np.zeros(bucket, np.int32)
+        ids[: len(request.prompt_ids)] = request.prompt_ids
+        key = request_key(self.seed, request.id, request.sample)
+        started = time.perf_counter()
+        self.state, first = program(
+            self.weights, self.state, np.int32(row), ids, np.int32(len(request.prompt_ids)),
+            np.int32(request.max_new_tokens), key,
+        )  # fmt: skip
+        tokens = [int(first)]
+        self.timings.prefill += time.perf_counter() - started
+        return _Row(request, tokens)
+
+    def _call(self, *, stop_on_finish: bool, stop_on_evict: bool) -> "_Drawn":
+        program = self._compiled_decode()
+        started = time.perf_counter()
+        self.state, out = program(self.weights, self.state, np.bool_(stop_on_finish), np.bool_(stop_on_evict))
+        state = self.state
+        drawn = _Drawn(*jax.device_get((out, state.active, state.cache.length, state.evictions, state.position)))
+        self.timings.decode += time.perf_counter() - started
+        self.timings.steps += int((drawn.tokens >= 0).any(axis=0).sum())
+        return drawn
+
+    def _finished(self, rows: list["_Row"], drawn: "_Drawn | None" = None) -> Iterator[Completion]:
+        state = self.state
+        assert state is not None
+        active = drawn.active if drawn is not None else np.asarray(state.active)
+        for index, row in enumerate(rows):
+            if row.request is None or active[index]:
+                continue
+            evictions, peak, slot_steps = (int(x[index]) for x in (state.evictions, state.peak, state.slot_steps))
+            finish = "eos" if row.tokens[-1] in self.program.eos_ids else "length"
+            kept = self._kept(index)
+            rows[index] = _Row()
+            yield Completion(row.request, row.tokens, finish, evictions, peak, slot_steps, kept)
+
+    def _evictions(self, rows: list["_Row"], drawn: "_Drawn") -> Iterator[Eviction]:
+        for index, row in enumerate(rows):
+            if row.request is None or drawn.evictions[index] == row.evictions:
+                continue
+            row.evictions = int(drawn.evictions[index])
+            newest = int(drawn.position[index]) - 1
+            if self.program.rule.one_out:
+                # The token that took the victim's slot is already in; the eviction happened before it.
+                yield Eviction(row.request, row.evictions - 1, newest - 1, self._kept(index, without=newest))
+            else:
+                yield Eviction(row.request, row.evictions - 1, newest, self._kept(index))
+
+    def _kept(self, row: int, without: int | None = None) -> list:
+        assert self.state is not None
+        cache = self.state.cache
+        positions = np.asarray(cache.positions[row, ..., : int(cache.length[row])])
+        if without is not None:
+            l, k, n = positions.shape
+            positions = positions[positions != without].reshape(l, k, n - 1)
+        positions = np.sort(positions, axis=-1)
+        return positions[0, 0].tolist() if self.program.rule.granularity == "shared" else positions.tolist()
+
+    def _compiled_decode(self):
+        if self._decode is None:
+
+            def traced(weights, state, stop_on_finish, stop_on_evict):
+                self.traces["decode"] += 1
+                return decode(self.program, weights, state, stop_on_finish, stop_on_evict, steps=self.steps_per_call)
+
+            flag = jax.ShapeDtypeStruct((), jnp.bool_)
+            self._decode = self._compile(traced, self.weights, self.state, flag, flag)
+        return self._decode
+
+    def _compiled_prefill(self, bucket: int):
+        if bucket not in self._prefill:
+
+            def traced(weights, state, row, tokens, length, limit, key):
+                self.traces[f"prefill {bucket}"] += 1
+                return prefill(self.program, weights, state, row, tokens, length, limit, key)
+
+            scalar = jax.ShapeDtypeStruct((), jnp.int32)
+            tokens = jax.ShapeDtypeStruct((bucket,), jnp.int32)
+            key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+            arguments = (self.weights, self.state, scalar, tokens, scalar, scalar, key)
+            self._prefill[bucket] = self._compile(traced, *arguments)
+        return self._prefill[bucket]
+
+    def _compile(self, function, *arguments):
+        started = time.perf_counter()
+        compiled = jax.jit(function, donate_argnums=1).lower(*arguments).compile()
+        self.timings.compile += time.perf_counter() - started
+        return compiled
+
+
+@dataclasses.dataclass
+class _Row:
+    """The host's side of a row: whose it is and what it has drawn."""
+
+    request: Request | None = None
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    evictions: int = 0
+
+
+class _Drawn(NamedTuple):
+    """What one device call returned, on the host."""
+
+    tokens: np.ndarray
+    active: np.ndarray
+    length: np.ndarray
+    evictions: np.ndarray
+    position: np.ndarray

@@ -1,0 +1,92 @@
+"""``load(name)``: model, config and tokenizer, wherever they are."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from jkv.config import ModelConfig
+from jkv.errors import UserError
+from jkv.models import Decoder
+
+DEMOS = ("demo-llama", "demo-qwen")
+_CHECKPOINTS = Path(__file__).parent / "demo" / "checkpoints"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model ready to run. ``tokenizer`` (a transformers tokenizer) is None when the directory has none."""
+
+    model: Decoder
+    config: ModelConfig
+    tokenizer: Any
+    name: str
+    path: Path
+
+
+def load(name: str | Path, dtype: Any = None, shard: Any = None) -> Loaded:
+    """Load a demo model, a Hugging Face directory, a converted directory, or a hub id 'org/name'.
+
+    dtype: 'float32', 'bfloat16' or 'float16'; None keeps the checkpoint's.
+    shard: the sharding of a leaf by dotted path and shape (for a mesh); by default all are on the default device.
+    Raises UserError when there is no such model or something is wrong with it.
+    """
+    from converters.hf import read_hf
+    from converters.orbax_io import is_converted, read_converted
+
+    path = locate(name)
+    model = (read_converted if is_converted(path) else read_hf)(path, dtype, shard)
+    return Loaded(model, model.config, load_tokenizer(path, model.config.vocab_size), str(name), path)
+
+
+def locate(name: str | Path) -> Path:
+    """The directory of a model, fetched from the Hugging Face hub if it is a hub id (safetensors and JSON only)."""
+    text, path = str(name), Path(name).expanduser()
+    if text in DEMOS:
+        if not (_CHECKPOINTS / text).is_dir():
+            raise UserError("the demo checkpoint isn't there", where=str(_CHECKPOINTS / text), mend="install jkv again")
+        return _CHECKPOINTS / text
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError("is a file, expected the directory of a model", where=text)
+    if _HUB_ID.fullmatch(text):
+        return _fetch(text)
+    tried = f"not a demo model ({', '.join(DEMOS)}), not a directory, not a hub id (org/name)"
+    raise UserError(f"no such model: {text!r} is {tried}")
+
+
+def _fetch(hub_id: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+    except Exception as error:  # offline, absent, gated, misspelt, proxy: as many exception types as causes
+        reason = next(iter(str(error).splitlines()), "")
+        what = f"no such model: {hub_id!r} is not a directory, and the hub says {type(error).__name__} ({reason})"
+        mend = f"check the name and the network, or use a demo model ({', '.join(DEMOS)})"
+        raise UserError(what, mend=mend) from None
+
+
+def load_tokenizer(directory: Path, vocab_size: int) -> Any:
+    """The transformers tokenizer of a directory, or None if it has none. No code from the directory is run.
+
+    Raises UserError when it can't be read, or has token ids that a model of ``vocab_size`` tokens doesn't.
+    """
+    if not any((directory / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise bare Exceptions here
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"the tokenizer can't be read ({reason})", where=str(directory)) from None
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        what = f"the tokenizer has token id {largest}, the model's vocab_size is {vocab_size}"
+        raise UserError(what, where=str(directory), mend="the tokenizer belongs to another model")
+    return tokenizer

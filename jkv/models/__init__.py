@@ -1,0 +1,6 @@
+"""One decoder for Llama 3.x, Qwen 2/2.5 and Qwen 3."""
+
+from jkv.models.attention import CausalAttention
+from jkv.models.decoder import Decoder
+
+__all__ = ["CausalAttention", "Decoder"]

@@ -1,0 +1,62 @@
+"""Attention block. It projects and rotates; how queries meet keys (and what is cached) is the caller's choice.
+
+The caller passes an *attend* function ``(q, k, v, kv) -> (out, kv)``: cache in, cache out. ``CausalAttention`` below
+is the one for whole sequences (training, prefill); decoding passes its own, over the KV buffer.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jkv.axes import Array, Float
+from jkv.config import ModelConfig
+from jkv.models.layers import Projection, RMSNorm
+from jkv.models.rope import rotate
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """How queries meet keys. ``kv`` is whatever the caller keeps per layer; keys arrive after RoPE."""
+
+    def __call__(
+        self, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], kv: Any, /
+    ) -> tuple[Float[Array, "B T N H"], Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalAttention:
+    """Every token attends to itself and its predecessors; ``kv`` out is the (k, v) of all tokens.
+
+    Right-padding needs no mask: a real token never looks at what comes after it.
+    """
+
+    def __call__(self, q, k, v, kv):
+        del kv
+        with jax.numpy_dtype_promotion("standard"):  # in bfloat16 it promotes its logits to float32 implicitly
+            return jax.nn.dot_product_attention(q, k, v, is_causal=True), (k, v)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with optional QKV bias (Qwen 2) and per-head QK normalisation (Qwen 3)."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        d, n, k, h = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+        wide, narrow = ((n, h), (k, h)) if config.qkv_bias else (None, None)
+        self.q = Projection("BTD,DNH->BTNH", (d, n, h), bias=wide, dtype=dtype, rngs=rngs)
+        self.k = Projection("BTD,DKH->BTKH", (d, k, h), bias=narrow, dtype=dtype, rngs=rngs)
+        self.v = Projection("BTD,DKH->BTKH", (d, k, h), bias=narrow, dtype=dtype, rngs=rngs)
+        self.o = Projection("BTNH,NHD->BTD", (n, h, d), bias=(d,) if config.o_bias else None, dtype=dtype, rngs=rngs)
+        self.q_norm = RMSNorm(h, config.rms_eps, dtype=dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(h, config.rms_eps, dtype=dtype) if config.qk_norm else None
+
+    def __call__(
+        self, x: Float[Array, "B T D"], cos: jax.Array, sin: jax.Array, attend: Attend, kv: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out, kv = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, kv)
+        return self.o(out), kv

@@ -1,0 +1,70 @@
+"""The decoder: embedding, L blocks, final norm, head. Cache in, cache out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jkv.axes import Array, Float, Int
+from jkv.config import ModelConfig
+from jkv.models.attention import Attend, Attention, CausalAttention
+from jkv.models.layers import FeedForward, RMSNorm
+from jkv.models.rope import rotation
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward with residuals."""
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.d_model, config.rms_eps, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.d_model, config.rms_eps, dtype=dtype)
+        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, cos, sin, attend: Attend, kv: Any):
+        mixed, kv = self.attention(self.attention_norm(x), cos, sin, attend, kv)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), kv
+
+
+class Decoder(nnx.Module):
+    """Llama 3.x, Qwen 2/2.5 or Qwen 3, by its config. Layers are unrolled so that each owns a KV buffer of its own:
+    one buffer scanned over layers makes XLA copy all of it."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        self.embed = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model), dtype) * 0.02)
+        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layers)])
+        self.final_norm = RMSNorm(config.d_model, config.rms_eps, dtype=dtype)
+        if config.tied_head:
+            self.head = None
+        else:
+            scale = jnp.asarray(config.d_model**-0.5, dtype)
+            shape = (config.d_model, config.vocab_size)
+            self.head = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Attend | None = None,
+        kv: Sequence[Any] | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """Final-norm hidden states, and each layer's kv as ``attend`` left it (causal attention unless given)."""
+        attend = attend or CausalAttention()
+        kv_in = kv if kv is not None else (None,) * self.config.n_layers
+        cos, sin = rotation(self.config, positions)
+        x = self.embed[...][tokens]
+        kv_out = []
+        for block, layer_kv in zip(self.layers, kv_in, strict=True):
+            x, layer_kv = block(x, cos, sin, attend, layer_kv)
+            kv_out.append(layer_kv)
+        return self.final_norm(x), tuple(kv_out)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores over the vocabulary, float32."""
+        if self.head is None:
+            return jnp.einsum("BTD,VD->BTV", hidden, self.embed[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)

@@ -1,0 +1,42 @@
+"""decode_attention in float32, one head at a time. For tests; it shares no code with the other implementations."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+
+def decode_attention(
+    q: Float[Array, "B N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    length: Int32[Array, "B"],
+    *,
+    scale: float,
+) -> Float[Array, "B N H"]:
+    rows, heads, _ = q.shape
+    group = heads // k.shape[1]
+    out = []
+    for b in range(rows):
+        live = jnp.arange(k.shape[2], dtype=jnp.int32) < length[b]
+        for n in range(heads):
+            keys = jnp.where(live[:, None], k[b, n // group].astype(jnp.float32), 0.0)
+            values = jnp.where(live[:, None], v[b, n // group].astype(jnp.float32), 0.0)
+            score = jnp.sum(keys * q[b, n].astype(jnp.float32)[None, :], axis=1) * jnp.float32(scale)
+            weight = jax.nn.softmax(score, where=live)
+            out.append(jnp.sum(weight[:, None] * values, axis=0) * (length[b] > 0).astype(jnp.float32))
+    return jnp.stack(out).reshape(q.shape).astype(q.dtype)
+
+
+def attention_weights(
+    q: Float[Array, "B N H"], k: Float[Array, "B K S H"], length: Int32[Array, "B"], *, scale: float
+) -> Float[Array, "B N S"]:
+    rows, heads, _ = q.shape
+    group = heads // k.shape[1]
+    out = []
+    for b in range(rows):
+        live = jnp.arange(k.shape[2], dtype=jnp.int32) < length[b]
+        for n in range(heads):
+            keys = jnp.where(live[:, None], k[b, n // group].astype(jnp.float32), 0.0)
+            score = jnp.sum(keys * q[b, n].astype(jnp.float32)[None, :], axis=1) * jnp.float32(scale)
+            out.append(jnp.where(live, jax.nn.softmax(score, where=live), 0.0))
+    return jnp.stack(out).reshape(rows, heads, -1)

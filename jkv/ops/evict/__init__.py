@@ -1,0 +1,1 @@
+from jkv.ops.evict.api import compact as compact

@@ -1,0 +1,46 @@
+"""compact: a bulk eviction moves the kept slots of the evicting rows to the front."""
+
+from jaxtyping import Array, Bool, Float, Int32
+
+from jkv.ops import dispatch
+from jkv.ops.evict import reference, xla
+
+_TABLE = {"xla": xla.compact, "reference": reference.compact, "pallas": dispatch.missing("compact", "pallas")}
+
+
+def compact(
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    source: Int32[Array, "B R"] | Int32[Array, "B K R"],
+    rows: Bool[Array, "B"],
+    *,
+    implementation: str = "auto",
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    """Where `rows[b]`, slot j < R of row b becomes what slot `source[..., j]` held; later slots keep what they hold.
+
+    Rows that do not evict are neither read nor written. In place when the buffers are donated or loop-carried: the
+    largest temporary is one row's R kept slots.
+
+    Args:
+      k, v: the buffers, [B, K, S, H].
+      source: the kept slots, int32 [B, R] (every KV head alike) or [B, K, R]; ascending along R, within 0..S-1, R <= S.
+        Entries of rows that do not evict are ignored.
+      rows: which rows evict, bool [B].
+      implementation: 'auto', 'xla', 'reference' or 'pallas'.
+
+    Returns:
+      (k, v), shaped as given.
+
+    Raises:
+      ValueError: the shapes disagree, or the implementation's name is unknown.
+      NotImplementedError: the implementation asked for by name can't run here.
+    """
+    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype:
+        raise ValueError(f"k and v must be [B, K, S, H] alike; got {k.shape} {k.dtype} and {v.shape} {v.dtype}")
+    if source.ndim not in (2, 3) or source.shape[:-1] != k.shape[: source.ndim - 1]:
+        raise ValueError(f"source must be [B, R] or [B, K, R] beside {k.shape}; got {source.shape}")
+    if source.shape[-1] > k.shape[2]:
+        raise ValueError(f"source keeps {source.shape[-1]} slots of a buffer of {k.shape[2]}")
+    if rows.shape != k.shape[:1]:
+        raise ValueError(f"rows must be [B] = {k.shape[:1]}; got {rows.shape}")
+    return dispatch.run("compact", _TABLE, implementation, k, v, source, rows)

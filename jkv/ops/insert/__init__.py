@@ -1,0 +1,1 @@
+from jkv.ops.insert.api import insert as insert

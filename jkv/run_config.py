@@ -1,0 +1,128 @@
+"""The configuration of ``python -m jkv.decode``: every flag, its default and its meaning; YAML uses the same names."""
+
+import dataclasses
+from typing import Literal
+
+from jkv.errors import UserError
+from jkv.policies import Granularity, Policy, Retention, get_policy
+from jkv.policies.base import retain_by_ratio
+
+DEMO_BUDGET = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """One run: a model, a policy in a budget, a task. A field's metadata is its help text."""
+
+    model: str = "demo-llama"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    policy: str = "random"
+    budget: int | None = None
+    window: int | None = None
+    ratio: float | None = None
+    retain: int | None = None
+    sinks: int | None = None
+    pin_prompt: bool | None = None
+    granularity: Granularity = "shared"
+    predictor: str | None = None
+    task: str = "demo"
+    limit: int | None = None
+    samples: int = 1
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 20
+    seed: int = 0
+    ignore_eos: bool = False
+    implementation: Literal["auto", "xla", "pallas"] = "auto"
+    mesh: str | None = None
+    out: str | None = None
+    trace: bool = False
+    quiet: bool = False
+
+    def __post_init__(self):
+        for name, least in (("samples", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
+            _at_least(name, getattr(self, name), least)
+        for name, least in (("budget", 1), ("limit", 1), ("max_new_tokens", 1), ("window", 0), ("sinks", 0)):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), least)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"{self.top_p} is outside (0, 1]", where="--top-p", mend="1 switches it off")
+        if self.ratio is not None and self.retain is not None:
+            raise UserError("--ratio and --retain both say how much stays", where="--retain", mend="give one of them")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise UserError(f"{self.ratio} is outside [0, 1)", where="--ratio", mend="0.3 keeps 30 % beyond the window")
+        if self.mesh is not None:
+            raise UserError("meshes are not supported yet", where="--mesh", mend="leave it out to use one device")
+        if self.predictor is not None:
+            raise UserError(f"policy {self.policy} takes no predictor", where="--predictor", mend="leave it out")
+
+    def make_policy(self) -> Policy:
+        """The policy, with its own options at their defaults."""
+        return get_policy(self.policy)()
+
+    def retention(self, policy: Policy, *, longest: int) -> Retention:
+        """Resolve the budget words. ``longest``: tokens of the longest sequence allowed (the buffer of policy full).
+
+        Defaults: an eighth of the budget is evicted at a time, and the newest eighth is never evicted.
+        """
+        if not policy.evicts:
+            budget = self.budget or longest
+            return Retention(budget, budget, granularity=self.granularity)
+        budget = self.budget
+        if budget is None:
+            if not self.model.startswith("demo-"):
+                raise UserError(f"policy {self.policy} needs a budget", where="--budget", mend="give the number of KV slots")
+            budget = DEMO_BUDGET
+        window = budget // 8 if self.window is None else self.window
+        sinks = policy.sinks if self.sinks is None else self.sinks
+        pin = policy.pin_prompt if self.pin_prompt is None else self.pin_prompt
+        if self.retain is not None:
+            retain = self.retain
+        elif self.ratio is not None:
+            retain = retain_by_ratio(budget, window, self.ratio)
+        else:
+            retain = budget - max(1, budget // 8)
+        if retain >= budget:
+            raise UserError(
+                f"retain {retain} leaves nothing to evict from a budget of {budget}",
+                where="--retain" if self.retain is not None else "--window",
+                mend=f"keep at most {budget - 1}",
+            )
+        return Retention(budget, retain, window, sinks, pin, self.granularity)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"{value} is below {least}", where="--" + name.replace("_", "-"), mend=f"give {least} or more")
+
+
+HELP = {
+    "model": "demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id",
+    "dtype": "of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)",
+    "policy": "which tokens stay",
+    "budget": f"KV slots a row owns (demo models: {DEMO_BUDGET} unless given; full: not needed)",
+    "window": "newest tokens, never evicted (default: an eighth of the budget)",
+    "ratio": "after an eviction, window + floor(ratio * (budget - window)) slots stay",
+    "retain": "slots that stay after an eviction; budget - 1: one out, one in (default: seven eighths)",
+    "sinks": "oldest tokens, never evicted (default: the policy's own, 4 for streaming)",
+    "pin_prompt": "never evict the prompt (default: the policy's own, on for random)",
+    "granularity": "one keep set a row, or one a layer and KV head",
+    "predictor": "importance predictor, for policy dynts",
+    "task": "demo, or FILE.jsonl with rows {id, prompt | messages | prompt_ids, answer}",
+    "limit": "problems at most (default: all; demo: 64)",
+    "samples": "completions a problem",
+    "batch_size": "rows decoded together",
+    "max_new_tokens": "new tokens a completion at most (default: demo 320, else 16384)",
+    "temperature": "0 is greedy",
+    "top_p": "nucleus mass, cut before top-k; 1 switches it off",
+    "top_k": "tokens at most; 0 switches it off",
+    "seed": "of all random draws",
+    "ignore_eos": "always draw max-new-tokens",
+    "implementation": "of attention and eviction; one asked for by name runs or raises",
+    "mesh": "devices, as data=1,model=8",
+    "out": "directory for samples.jsonl, summary.json, trace.jsonl; rerun the same command to continue",
+    "trace": "write trace.jsonl, one line an eviction",
+    "quiet": "no progress and no sample, only errors",
+}

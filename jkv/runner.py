@@ -1,0 +1,232 @@
+"""One run, end to end: load the model, read the task, decode within the budget, grade, write what came out."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jkv.engine import Completion, Engine, Eviction, Progress, Request
+from jkv.errors import UserError
+from jkv.load import Loaded, load
+from jkv.output import RunDirectory
+from jkv.policies import Policy, Retention
+from jkv.report.statistics import by_problem, interval, majority_at_k, pass_at_1
+from jkv.run_config import DecodeConfig
+from jkv.sampling import make_sampler
+from jkv.show import LiveProgress, summary_table, thought
+from jkv.tasks import Problem, load_task
+from jkv.tasks.grading import extract_answer, is_correct
+
+DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
+
+
+def run(config: DecodeConfig) -> dict[str, Any]:
+    """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend."""
+    policy = config.make_policy()
+    # Whatever can be refused without the weights is refused before they are read.
+    config.retention(policy, longest=1)
+    loaded = load(config.model, config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    problems = load_task(config.task, loaded, limit=config.limit)
+    new_tokens = config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
+    longest = max(len(p.prompt_ids) for p in problems) + new_tokens
+    rule = config.retention(policy, longest=longest)
+    requests = [
+        Request(p.id, p.prompt_ids, new_tokens, sample) for p in problems for sample in range(config.samples)
+    ]  # fmt: skip
+    engine = Engine(
+        loaded.model,
+        policy=policy,
+        rule=rule,
+        batch_size=config.batch_size,
+        sampler=make_sampler(config.temperature, config.top_p, config.top_k),
+        eos_ids=() if config.ignore_eos else loaded.config.eos_ids,
+        seed=config.seed,
+        implementation=config.implementation,
+    )
+    for request, problem in zip(requests, (p for p in problems for _ in range(config.samples)), strict=True):
+        engine.check(request, problem.where)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = RunDirectory(pathlib.Path(config.out or scratch), _identity(config, problems))
+        try:
+            return _Run(config, loaded, problems, policy, rule, engine, directory, longest).finish(requests)
+        finally:
+            directory.close()
+
+
+def _identity(config: DecodeConfig, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What must be the same to continue a run: the config, and the prompts and answers themselves."""
+    identity = dataclasses.asdict(config)
+    for name in ("out", "quiet"):
+        del identity[name]
+    prompts = json.dumps([(p.id, p.prompt_ids, p.answer) for p in problems]).encode()
+    return {**identity, "problems": hashlib.sha256(prompts).hexdigest()[:16]}
+
+
+@dataclasses.dataclass
+class _Run:
+    config: DecodeConfig
+    loaded: Loaded
+    problems: list[Problem]
+    policy: Policy
+    rule: Retention
+    engine: Engine
+    directory: RunDirectory
+    longest: int
+
+    def finish(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """Decode what is not finished yet, then sum up."""
+        config, engine, directory = self.config, self.engine, self.directory
+        self.before = {name: directory.timings.get(name, 0.0) for name in ("wall", "compile", "decode", "steps")}
+        self.references = {p.id: p.answer for p in self.problems}
+        self.shown: Completion | None = None
+        todo = [r for r in requests if (r.id, r.sample) not in directory.finished]
+        kv_bytes = engine.kv_bytes
+        live = LiveProgress(
+            total=len(requests),
+            slots=config.batch_size * self.rule.budget,
+            kv_bytes=kv_bytes,
+            kv_bytes_full=self._full_bytes(),
+            quiet=config.quiet,
+        )
+        if directory.notice:
+            live.console.print(directory.notice, highlight=False)
+        with live:
+            for _ in range(len(requests) - len(todo)):
+                live.sample_done()
+            if todo:
+                engine.compile(len(r.prompt_ids) for r in todo)
+                live.start_clock()
+                self._decode(todo, live)
+        summary = self._summary(kv_bytes)
+        if len(directory.samples) and self.policy.evicts and self._must_evict() and not summary["evictions"]:
+            raise RuntimeError("sequences outgrew the budget and no eviction was counted: the figures can't be trusted")
+        directory.write_summary(summary)
+        if not config.quiet:
+            console = Console()
+            if self.shown is not None:
+                console.print(self._thought(self.shown))
+            console.print(summary_table(summary))
+        return summary
+
+    def _decode(self, todo: list[Request], live: LiveProgress) -> None:
+        started = time.perf_counter()
+        for event in self.engine.run(todo, trace=self.config.trace):
+            match event:
+                case Progress():
+                    live.tick(event)
+                case Eviction():
+                    self.directory.add_trace(self._trace_row(event))
+                case Completion():
+                    timings = self._timings(time.perf_counter() - started)
+                    self.directory.add_sample(self._sample_row(event), timings)
+                    live.sample_done()
+                    if self.shown is None or (event.evictions and not self.shown.evictions):
+                        self.shown = event
+
+    def _timings(self, wall: float) -> dict[str, float]:
+        """Seconds and steps of all sessions so far."""
+        spent = self.engine.timings
+        now = {"wall": wall, "compile": spent.compile, "decode": spent.decode, "steps": spent.steps}
+        return {name: value + self.before[name] for name, value in now.items()}
+
+    def _sample_row(self, done: Completion) -> dict[str, Any]:
+        tokenizer = self.loaded.tokenizer
+        text = "" if tokenizer is None else tokenizer.decode(done.token_ids, skip_special_tokens=True)
+        answer = extract_answer(text)
+        steps = len(done.token_ids) - 1
+        return {
+            "id": done.request.id,
+            "sample": done.request.sample,
+            "prompt_tokens": len(done.request.prompt_ids),
+            "token_ids": done.token_ids,
+            "text": text,
+            "finish": done.finish,
+            "answer": answer,
+            "correct": is_correct(answer, self.references[done.request.id]),
+            "evictions": done.evictions,
+            "peak_slots": done.peak_slots,
+            "mean_slots": round(done.slot_steps / steps, 3) if steps else float(done.peak_slots),
+        }
+
+    def _trace_row(self, event: Eviction) -> dict[str, Any]:
+        return {
+            "id": event.request.id,
+            "sample": event.request.sample,
+            "event": event.event,
+            "position": event.position,
+            "granularity": self.rule.granularity,
+            "kept": event.kept,
+        }
+
+    def _full_bytes(self) -> int:
+        itemsize = self.engine.dtype.itemsize
+        return self.loaded.config.kv_bytes(self.config.batch_size, self.longest, itemsize)
+
+    def _must_evict(self) -> bool:
+        """Whether a finished sample put more tokens into the buffer than it has slots."""
+        return any(r["prompt_tokens"] + len(r["token_ids"]) - 1 > self.rule.budget for r in self.directory.samples)
+
+    def _summary(self, kv_bytes: int) -> dict[str, Any]:
+        rows, timings, rule = self.directory.samples, self.directory.timings, self.rule
+        tokens = sum(len(row["token_ids"]) for row in rows)
+        return {
+            "model": self.config.model,
+            "policy": self.policy.name,
+            "budget": rule.budget,
+            "retain": rule.retain,
+            "window": rule.window,
+            "sinks": rule.sinks,
+            "pin_prompt": rule.pin_prompt,
+            "granularity": rule.granularity,
+            "batch_size": self.config.batch_size,
+            "samples": len(rows),
+            **_accuracy(rows),
+            "truncation_rate": float(np.mean([row["finish"] == "length" for row in rows])),
+            "mean_tokens": tokens / len(rows),
+            "tokens": tokens,
+            "wall_s": timings["wall"],
+            "compile_s": timings["compile"],
+            "tps": tokens / timings["wall"],
+            "tps_paper": self.config.batch_size * timings["steps"] / timings["decode"] if timings["decode"] else None,
+            "evictions": sum(row["evictions"] for row in rows),
+            "peak_slots": max(row["peak_slots"] for row in rows),
+            "mean_slots": float(np.mean([row["mean_slots"] for row in rows])),
+            "kv_bytes": kv_bytes,
+            "kv_bytes_full": self._full_bytes(),
+            "recompiles": max(self.engine.traces["decode"] - 1, 0),
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def _thought(self, done: Completion):
+        kept = done.kept
+        if self.rule.granularity == "head":  # a token is gone when no head has it any more
+            kept = sorted({p for layer in kept for head in layer for p in head})
+        reference = self.references[done.request.id]
+        title = f"{done.request.id}, sample {done.request.sample}" + ("" if reference is None else f", answer {reference}")
+        return thought(self.loaded.tokenizer, done.request.prompt_ids, done.token_ids, kept, title)
+
+
+def _accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    graded = [row for row in rows if row["correct"] is not None]
+    if not graded:
+        return dict.fromkeys(("pass_at_1", "pass_at_1_low", "pass_at_1_high", "maj_at_k"))
+    # In the order of samples, not of finishing, so that the vote's ties don't depend on the batch.
+    graded = sorted(graded, key=lambda row: (row["id"], row["sample"]))
+    ids = [row["id"] for row in graded]
+    correct = by_problem(ids, [float(row["correct"]) for row in graded])
+    answers = by_problem(ids, [row["answer"] for row in graded])
+    low, high = interval(correct)
+    return {
+        "pass_at_1": pass_at_1(correct),
+        "pass_at_1_low": low,
+        "pass_at_1_high": high,
+        "maj_at_k": majority_at_k(answers, correct),  # pyright: ignore[reportArgumentType]
+    }

@@ -1,0 +1,176 @@
+"""One decode step, and the loop of many steps that runs on the device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jkv.axes import Array, Bool, Int
+from jkv.cache import KVCache, LayerKV
+from jkv.eviction import evict, full_rows, slot_to_overwrite
+from jkv.models.decoder import Decoder
+from jkv.ops.decode_attention import decode_attention
+from jkv.ops.decode_attention.weights import attention_weights
+from jkv.ops.insert import insert
+from jkv.ops.rows import pad_rows
+from jkv.policies.base import Needs, NewTokens
+from jkv.state import SAMPLING, DecodeState, Program, row_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotAttention:
+    """Decode's way for a query to meet keys: insert the new key and value into the row's slot, attend to the occupied
+    slots. ``kv`` in is (layer's buffer, slot [B] or [B, K]); out is the layer's buffer.
+
+    Rows are padded for the projections (see ``pad_rows``); the buffer is not, so padding is dropped here.
+    """
+
+    position: Int[Array, " B"]
+    length: Int[Array, " B"]
+    needs: Needs
+    implementation: str
+
+    def __call__(self, q, k, v, kv):
+        layer, slot = kv
+        rows, padded = self.length.shape[0], q.shape[0]
+        q, k, v = (x[:rows, 0] for x in (q, k, v))
+        k_slots, v_slots = insert(layer.k, layer.v, k, v, slot, implementation=self.implementation)
+        out = decode_attention(q, k_slots, v_slots, self.length, implementation=self.implementation)
+        queries, attention = layer.queries, None
+        if queries is not None:
+            put = lambda ring, at, query: jax.lax.dynamic_update_slice_in_dim(ring, query[None], at, axis=0)
+            queries = jax.vmap(put)(queries, self.position % queries.shape[1], q)
+        if self.needs.attention:
+            attention = attention_weights(q, k_slots, self.length)[:, :, None, :]
+        out = jnp.pad(out, ((0, padded - rows), (0, 0), (0, 0)))
+        return out[:, None], LayerKV(k_slots, v_slots, queries, attention)
+
+
+def step(program: Program, model: Decoder, state: DecodeState) -> tuple[DecodeState, Int[Array, " B"]]:
+    """Put each active row's token into its buffer and draw the next one. Returns that token, -1 for idle rows.
+
+    Rows must have room: bulk eviction happens between steps, one-in-one-out eviction here.
+    """
+    cache, active, needs = state.cache, state.active, program.policy.needs
+    one_out = program.policy.evicts and program.rule.one_out
+    if one_out:
+        slot = slot_to_overwrite(program, state)
+    else:
+        slot = jnp.broadcast_to(cache.length[:, None, None], cache.positions.shape[:3])
+    slot = jnp.minimum(slot, cache.budget - 1)  # idle rows may be full; what they write is never read
+    length = jnp.where(active, jnp.minimum(cache.length + 1, cache.budget), cache.length)
+
+    attend = SlotAttention(state.position, length, needs, program.implementation)
+    kv_in = tuple((layer, _layer_slot(slot, index)) for index, layer in enumerate(cache.layers))
+    tokens, positions = pad_rows(state.token), pad_rows(state.position)
+    hidden, layers = model(tokens[:, None], positions[:, None], attend, kv_in)
+    rows = state.token.shape[0]
+    logits = model.logits(hidden)[:rows, 0]
+
+    new = NewTokens(
+        position=state.position[:, None],
+        slot=slot[..., None],
+        valid=active[:, None],
+        tokens=state.token[:, None] if needs.tokens else None,
+        hidden=hidden[:rows] if needs.hidden else None,
+        attention=_attention_of(layers) if needs.attention else None,
+    )
+    evicted = full_rows(state) if one_out else jnp.zeros_like(active)
+    drawn = program.sampler(logits, row_keys(state.key, SAMPLING, state.position + 1))
+    state = record(state, layers, length, new, program)
+    state = dataclasses.replace(
+        state,
+        evictions=state.evictions + evicted.astype(jnp.int32),
+        slot_steps=state.slot_steps + jnp.where(active, length, 0),
+    )
+    return emit(state, jnp.where(active, drawn, -1), program)
+
+
+def _layer_slot(slot: Int[Array, "B l k"], index: int) -> jax.Array:
+    of_layer = slot[:, index if slot.shape[1] > 1 else 0]
+    return of_layer if of_layer.shape[1] > 1 else of_layer[:, 0]
+
+
+def _attention_of(layers: tuple[LayerKV, ...]) -> tuple[jax.Array, ...]:
+    return tuple(layer.attention for layer in layers)  # pyright: ignore[reportReturnType]
+
+
+def record(state: DecodeState, layers, length, new: NewTokens, program: Program) -> DecodeState:
+    """Books after tokens were inserted: positions, the policy's own state, token ids if the policy wants them."""
+    cache = KVCache(
+        layers=tuple(dataclasses.replace(layer, attention=None) for layer in layers),
+        positions=new.write(state.cache.positions, new.position[:, None, None, :]),
+        length=length,
+    )
+    slot_tokens = state.slot_tokens
+    if slot_tokens is not None and new.tokens is not None:
+        slot_tokens = new.write(slot_tokens, new.tokens[:, None, None, :])
+    # A policy updates all rows; those that inserted nothing keep their state.
+    seen = program.policy.observe(state.policy, new)
+    inserted = jnp.any(new.valid, axis=1)
+    keep = lambda now, before: jnp.where(jax.lax.expand_dims(inserted, range(1, now.ndim)), now, before)
+    return dataclasses.replace(
+        state,
+        cache=cache,
+        policy=jax.tree.map(keep, seen, state.policy),
+        slot_tokens=slot_tokens,
+        peak=jnp.maximum(state.peak, length),
+    )
+
+
+def emit(state: DecodeState, token: jax.Array, program: Program) -> tuple[DecodeState, jax.Array]:
+    """The drawn token becomes each active row's newest; rows end at eos or at their limit."""
+    active = state.active
+    generated = state.generated + active.astype(jnp.int32)
+    ended = generated >= state.limit
+    for eos in program.eos_ids:
+        ended |= token == eos
+    state = dataclasses.replace(
+        state,
+        token=jnp.where(active, token, state.token),
+        position=state.position + active.astype(jnp.int32),
+        generated=generated,
+        active=active & ~ended,
+    )
+    return state, token
+
+
+def decode(
+    program: Program,
+    weights: nnx.State,
+    state: DecodeState,
+    stop_on_finish: Bool[Array, ""],
+    stop_on_evict: Bool[Array, ""],
+    *,
+    steps: int,
+) -> tuple[DecodeState, Int[Array, "B steps"]]:
+    """Up to ``steps`` steps on the device. Returns the tokens drawn, -1 where a row drew none.
+
+    Ends early when no row is active, when a row ended and ``stop_on_finish`` (a request waits for its place), or when a
+    row evicted and ``stop_on_evict`` (the host wants to see what was kept). Bulk evictions run between the inner loop's
+    steps, not inside a conditional: XLA would copy the buffer to merge the two branches.
+    """
+    model = nnx.merge(program.graph, weights)
+    active_at_start, evictions_at_start = state.active, state.evictions
+    out = jnp.full((state.token.shape[0], steps), -1, jnp.int32)
+
+    def more(carry) -> jax.Array:
+        state, _, done = carry
+        finished = jnp.any(active_at_start & ~state.active)
+        evicted = jnp.any(state.evictions > evictions_at_start)
+        stop = (stop_on_finish & finished) | (stop_on_evict & evicted)
+        return (done < steps) & jnp.any(state.active) & ~stop
+
+    def one_step(carry):
+        state, out, done = carry
+        state, token = step(program, model, state)
+        return state, jax.lax.dynamic_update_slice(out, token[:, None], (jnp.int32(0), done)), done + 1
+
+    def until_full(carry):
+        carry = jax.lax.while_loop(lambda c: more(c) & ~jnp.any(full_rows(c[0])), one_step, carry)
+        return evict(program, carry[0]), *carry[1:]
+
+    body = until_full if program.bulk else one_step
+    state, out, _ = jax.lax.while_loop(more, body, (state, out, jnp.int32(0)))
+    return state, out

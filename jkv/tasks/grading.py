@@ -1,0 +1,40 @@
+"""Find the answer in a completion, and compare it with the reference. Text is compared, never evaluated."""
+
+import re
+
+_END_OF_THOUGHT = "</think>"
+
+
+def extract_answer(text: str) -> str | None:
+    """The last \\boxed{...} of what follows </think> (of everything if there is no </think>), else what follows
+    </think>, stripped. None if there is neither.
+    """
+    _, mark, after = text.rpartition(_END_OF_THOUGHT)
+    boxed = _last_boxed(after)
+    if boxed is not None:
+        return boxed
+    return after.strip() if mark else None
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    opening = start + len("\\boxed")
+    for index in range(opening, len(text)):
+        depth += (text[index] == "{") - (text[index] == "}")
+        if depth == 0:
+            return text[opening + 1 : index].strip()
+    return None
+
+
+def is_correct(answer: str | None, reference: str | None) -> bool | None:
+    """Exact match up to white space; None if there is no reference."""
+    if reference is None:
+        return None
+    return answer is not None and _squeeze(answer) == _squeeze(reference)
+
+
+def _squeeze(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

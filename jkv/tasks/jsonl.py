@@ -1,0 +1,99 @@
+"""Problems from a JSONL file: {"id", one of "prompt" | "messages" | "prompt_ids", optional "answer"} a line."""
+
+import json
+import pathlib
+from typing import Any
+
+from jkv.errors import UserError
+from jkv.tasks.problem import Problem
+
+PROMPTS = ("prompt", "messages", "prompt_ids")
+FIELDS = ("id", *PROMPTS, "answer")
+
+
+def read_jsonl(path: pathlib.Path, tokenizer: Any) -> list[Problem]:
+    """All rows, checked. Raises UserError with the line number of the first that is wrong.
+
+    prompt: text, encoded as it is (no special tokens are added).  messages: through the chat template.  prompt_ids:
+    token ids.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path), mend="give demo or an existing FILE.jsonl") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start}", where=str(path), mend="save it as UTF-8") from None
+    problems: list[Problem] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        problem = _problem(_row(line, where), where, tokenizer)
+        if problem.id in first_line:
+            mend = "give each row an id of its own"
+            raise UserError(f"id {problem.id!r} is also on line {first_line[problem.id]}", where=where, mend=mend)
+        first_line[problem.id] = number
+        problems.append(problem)
+    if not problems:
+        raise UserError("holds no problem", where=str(path), mend='write one JSON object a line: {"id", "prompt"}')
+    return problems
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not JSON ({error})", where=where, mend="write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"a {type(row).__name__}, not an object", where=where, mend="write one JSON object a line")
+    unknown = sorted(set(row) - set(FIELDS))
+    if unknown:
+        raise UserError(f"unknown field {unknown[0]!r}", where=where, mend=f"fields are {', '.join(FIELDS)}")
+    if not isinstance(row.get("id"), str | int) or isinstance(row.get("id"), bool):
+        raise UserError("needs an id, a string or an integer", where=where, mend='add "id"')
+    given = [field for field in PROMPTS if field in row]
+    if len(given) != 1:
+        raise UserError(f"has {' and '.join(given) or 'no prompt'}", where=where, mend=f"give one of {', '.join(PROMPTS)}")
+    if not isinstance(row.get("answer"), str | int | float | None):
+        raise UserError("answer must be a string or a number", where=where, mend="write it as text")
+    return row
+
+
+def _problem(row: dict[str, Any], where: str, tokenizer: Any) -> Problem:
+    answer = row.get("answer")
+    ids = _prompt_ids(row, where, tokenizer)
+    if not ids:
+        raise UserError("the prompt is empty", where=where, mend="give at least one token")
+    return Problem(str(row["id"]), tuple(ids), None if answer is None else str(answer), where)
+
+
+def _prompt_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
+    if "prompt_ids" in row:
+        ids = row["prompt_ids"]
+        if not isinstance(ids, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+            raise UserError("prompt_ids must be a list of integers", where=where, mend="give token ids")
+        return ids
+    if tokenizer is None:
+        raise UserError("the model has no tokenizer to read text with", where=where, mend="give prompt_ids")
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str):
+            raise UserError("prompt must be a string", where=where, mend="use messages for a chat")
+        return list(tokenizer.encode(row["prompt"], add_special_tokens=False))
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    ):
+        mend = '[{"role": "user", "content": "..."}]'
+        raise UserError("messages must be a list of {role, content}", where=where, mend=mend)
+    if not messages:
+        return []
+    if not tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template", where=where, mend="give prompt or prompt_ids")
+    import jinja2
+
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template refuses the messages ({error})", where=where, mend="check the roles") from None
+    return list(tokenizer.encode(text, add_special_tokens=False))

@@ -1,0 +1,40 @@
+"""Find a task by name: the demo, or a JSONL file."""
+
+import pathlib
+
+from jkv.errors import UserError
+from jkv.load import Loaded
+from jkv.tasks.jsonl import read_jsonl
+from jkv.tasks.problem import Problem
+
+DEMO_PROBLEMS = 64
+BENCHMARKS = ("aime24", "aime25", "amc23", "gpqa_d", "gaokao2023en", "math500")
+
+
+def load_task(name: str, loaded: Loaded, *, limit: int | None) -> list[Problem]:
+    """Problems of a task, encoded with the model's tokenizer. Raises UserError if there is no such task."""
+    if name == "demo":
+        return _demo(loaded, DEMO_PROBLEMS if limit is None else limit)
+    if name in BENCHMARKS:
+        raise UserError(
+            f"benchmark {name} has no loader yet", where="--task", mend="put its problems into a JSONL file and give that"
+        )
+    path = pathlib.Path(name)
+    if path.suffix != ".jsonl":
+        raise UserError(f"no task {name!r}", where="--task", mend="give demo or a FILE.jsonl")
+    return read_jsonl(path, loaded.tokenizer)[:limit]
+
+
+def _demo(loaded: Loaded, n: int) -> list[Problem]:
+    from jkv.demo.task import problems
+
+    if loaded.tokenizer is None or "<think>" not in loaded.tokenizer.get_vocab():
+        raise UserError(
+            f"the demo task is written in the demo models' words, which {loaded.name} doesn't know",
+            where="--task",
+            mend="use demo-llama or demo-qwen, or give another --task",
+        )
+    encode = loaded.tokenizer.encode
+    return [
+        Problem(p.id, tuple(encode(p.prompt, add_special_tokens=False)), p.answer, where=p.id) for p in problems(n, seed=0)
+    ]

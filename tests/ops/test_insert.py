@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jkv.ops.insert import insert
+
+
+def _case(dtype=jnp.float32, shape=(5, 2, 7, 32)):
+    rng = np.random.default_rng(0)
+    make = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+    rows, heads, _, dim = shape
+    return make(*shape), make(*shape), make(rows, heads, dim), make(rows, heads, dim)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("slots", [1, 7, 300])
+def test_matches_the_reference_and_leaves_the_rest(dtype, slots):
+    arrays = _case(dtype, (5, 2, slots, 32))
+    slot = jnp.asarray([0, slots - 1, slots // 2, slots, -1], jnp.int32)  # the last two rows have nothing to write
+    got = jax.jit(lambda *a: insert(*a, implementation="xla"))(*arrays, slot)
+    for new, old, token, expected in zip(
+        got, arrays[:2], arrays[2:], insert(*arrays, slot, implementation="reference"), strict=True
+    ):
+        np.testing.assert_array_equal(new, expected)
+        for b, at in enumerate(slot[:3]):
+            np.testing.assert_array_equal(new[b, :, at], token[b])
+        np.testing.assert_array_equal(new[3:], old[3:])
+
+
+def test_donated_and_loop_carried_buffers_are_written_in_place():
+    k, v, k_new, v_new = _case(shape=(8, 4, 256, 64))
+    slot = jnp.zeros(8, jnp.int32)
+
+    def steps(k, v, k_new, v_new, slot):
+        body = lambda i, c: insert(c[0], c[1], k_new, v_new, slot + i)
+        return jax.lax.fori_loop(0, 9, body, (k, v))
+
+    for function in (insert, steps):
+        compiled = jax.jit(function, donate_argnums=(0, 1)).lower(k, v, k_new, v_new, slot).compile()
+        copies = [t for t in compiled.as_text().splitlines() if "f32[8,4,256,64]" in t.split("(")[0] and " copy(" in t]
+        assert not copies
+        assert compiled.memory_analysis().temp_size_in_bytes < k.nbytes // 4
+
+
+def test_refuses_what_it_cannot_do():
+    k, v, k_new, v_new = _case()
+    slot = jnp.zeros(5, jnp.int32)
+    with pytest.raises(NotImplementedError, match="pallas"):
+        insert(k, v, k_new, v_new, slot, implementation="pallas")
+    with pytest.raises(ValueError, match="unknown implementation"):
+        insert(k, v, k_new, v_new, slot, implementation="cuda")
+    with pytest.raises((ValueError, TypeError), match="slot"):
+        insert(k, v, k_new, v_new, slot[:3])

@@ -1,0 +1,27 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jkv.ops.rows import MAX_ROWS, pad_rows
+
+
+@pytest.mark.parametrize(("dim", "out"), [(128, 256), (320, 128), (512, 1376), (1376, 512), (512, 4096), (3584, 1024)])
+def test_a_rows_projection_has_the_same_bits_at_any_batch_size(dim, out):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((MAX_ROWS, dim), np.float32))
+    w = jnp.asarray(rng.standard_normal((dim, out), np.float32))
+    w_heads = w.reshape(dim, -1, 32)
+    matmul = jax.jit(lambda x: (pad_rows(x) @ w)[: x.shape[0]])
+    einsum = jax.jit(lambda x: jnp.einsum("BTD,DNH->BTNH", pad_rows(x[:, None]), w_heads)[: x.shape[0]])
+    whole, heads = np.asarray(matmul(x)), np.asarray(einsum(x))
+    for rows in (1, 2, 3, 5, 8, 16):
+        start = MAX_ROWS - rows  # another place in the batch as well
+        np.testing.assert_array_equal(matmul(x[start:]), whole[start:])
+        np.testing.assert_array_equal(einsum(x[start:]), heads[start:])
+
+
+def test_padding_is_zero_and_only_where_needed():
+    np.testing.assert_array_equal(pad_rows(jnp.full((1, 3), 7, jnp.int32)), [[7, 7, 7], [0, 0, 0]])
+    assert pad_rows(jnp.ones((2, 3))).shape == (2, 3)
+    assert pad_rows(jnp.ones((5,))).shape == (5,)
