@@ -29,10 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m converters", description=convert.__doc__, exit_on_error=False)
-    parser.add_argument("source", metavar="SRC", help="a Hugging Face directory or hub id; with --to-hf a converted one")
+    parser.add_argument("source", metavar="SRC", help="Hugging Face directory or hub id; with --to-hf, converted one")
     parser.add_argument("destination", metavar="DST", help="a directory that is empty or isn't there yet")
     parser.add_argument("--to-hf", action="store_true", help="convert back, for transformers")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of DST's weights; by default SRC's")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights in DST; SRC's by default"
+    )
     args = parser.parse_args(argv)
     convert(args.source, Path(args.destination), to_hf=args.to_hf, dtype=args.dtype)
 

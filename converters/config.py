@@ -9,11 +9,15 @@ from typing import Any
 from converters.fields import Fields
 from converters.files import read_json, write_json
 from converters.rope import read_rope, write_rope
-from jkv.config import ModelConfig
+from jkv.config import Architecture, ModelConfig
 from jkv.errors import UserError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES: dict[Architecture, str] = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _MAX_LAYERS = 4096
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -51,9 +55,10 @@ def from_hf(
 ) -> ModelConfig:
     """The ModelConfig that a config.json's content describes. ``where`` names the file in error messages."""
     fields = Fields(data, where)
-    architecture = fields.text("model_type")
-    if architecture not in _CLASSES:
-        mixture = "a mixture of experts isn't supported" if architecture.endswith(("moe", "mixtral")) else ""
+    kind = fields.text("model_type")
+    architecture: Architecture | None = next((known for known in _CLASSES if known == kind), None)
+    if architecture is None:
+        mixture = "a mixture of experts isn't supported" if kind.endswith(("moe", "mixtral")) else ""
         raise fields.error("model_type", f"one of {', '.join(_CLASSES)}", mend=mixture)
     _refuse(fields)
     llama, qwen2, qwen3 = (architecture == name for name in ("llama", "qwen2", "qwen3"))

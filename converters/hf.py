@@ -17,7 +17,6 @@ from jkv.errors import UserError
 from jkv.models import Decoder
 
 
-
 def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
     """The Decoder that a Hugging Face directory holds (Llama, Qwen2 or Qwen3, safetensors).
 
@@ -43,9 +42,7 @@ def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None
         return fill(config, wanted, arrays())
 
 
-def write_hf(
-    model: Decoder, directory: str | Path, dtype: Any = None, max_shard_bytes: int = 5 * 10**9
-) -> None:
+def write_hf(model: Decoder, directory: str | Path, dtype: Any = None, max_shard_bytes: int = 5 * 10**9) -> None:
     """Write ``config.json`` and ``model.safetensors`` that transformers loads; shards and an index above the limit.
 
     dtype: of the file; None keeps the model's. A directory that isn't there is made; a checkpoint in it is replaced.

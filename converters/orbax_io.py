@@ -36,16 +36,16 @@ def is_converted(directory: Path) -> bool:
     return (directory / MARKER).exists()
 
 
-def write_converted(model: Decoder, directory: str | Path, dtype: Any = None) -> None:
+def write_converted(model: Decoder, directory: str | Path) -> None:
     """Write ``model`` into an existing directory. ``jkv.json`` comes last: without it the directory isn't converted."""
     import orbax.checkpoint as ocp
 
     directory, arrays = Path(directory).resolve(), leaves(model)
-    wanted = known_dtype(dtype) if dtype is not None else arrays["embed"].dtype
+    dtype = arrays["embed"].dtype.name
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / WEIGHTS, {path: array.astype(wanted) for path, array in arrays.items()})
-    write_config(model.config, directory, wanted.name)
-    write_json(directory / MARKER, {"format": _FORMAT, "dtype": wanted.name, "files": _checksums(directory)})
+        checkpointer.save(directory / WEIGHTS, arrays)
+    write_config(model.config, directory, dtype)
+    write_json(directory / MARKER, {"format": _FORMAT, "dtype": dtype, "files": _checksums(directory)})
 
 
 def read_converted(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:

@@ -1,8 +1,8 @@
 """The rotary part of a Hugging Face config: fields <-> ``RopeScaling``.
 
-transformers 5 writes ``rope_parameters``; before, it was ``rope_theta`` and ``rope_scaling`` (with 'type' or 'rope_type').
-Read are both; written is the older form, which every version reads (an older one would take ``rope_parameters`` for
-nothing, and rotate by the wrong base without a word).
+transformers 5 writes ``rope_parameters``; before, it was ``rope_theta`` and ``rope_scaling`` (with 'type' or
+'rope_type'). Read are both; written is the older form, which every version reads (an older one would take
+``rope_parameters`` for nothing, and rotate by the wrong base without a word).
 Defaults and precedence are those of ``transformers.modeling_rope_utils`` (5.x).
 """
 

@@ -68,7 +68,7 @@ def _tensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
     with _readable(path):
         handle = stack.enter_context(safe_open(path, framework="np"))
         tensors = {}
-        for name in handle.keys():
+        for name in handle.keys():  # noqa: SIM118 (not a mapping)
             view = handle.get_slice(name)
             tensors[name] = Stored(path, name, view.get_dtype(), tuple(view.get_shape()), handle)
         return tensors

@@ -1,8 +1,8 @@
 """The correspondence of Hugging Face tensors and Decoder leaves, as data.
 
-A row reads: this tensor name, with these axes, is that leaf, with those axes. Axes are the letters of ``jkv.axes``; letters
-written together (``NH``) are one flattened axis of the file. Splitting, transposing and joining follow from the two
-strings in both directions, so no row needs code of its own. ``{l}`` stands for the layer number.
+A row reads: this tensor name, with these axes, is that leaf, with those axes. Axes are the letters of ``jkv.axes``;
+letters written together (``NH``) are one flattened axis of the file. Splitting, transposing and joining follow from the
+two strings in both directions, so no row needs code of its own. ``{l}`` stands for the layer number.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """What every command does with a failure that the user can mend: one line on stderr, exit code 2, no traceback."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,27 +11,41 @@ from jkv.errors import UserError
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
-    """Run a command and leave the process: 0 done, 2 a mistake the user can mend, 130 interrupted.
+    """Run a command and leave the process: 0 done, 2 a mistake the user can mend, 130 interrupted, 141 reader gone.
 
     ``main`` parses its arguments with a parser that raises (``exit_on_error=False``); None means ``sys.argv``.
     Any other exception is a bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Model text and paths may hold what the terminal's encoding doesn't: it is escaped, not fatal.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: started with a closed one
+            sys.stdout.flush()
     except (UserError, argparse.ArgumentError) as error:
-        _fail(str(error))
+        _leave(str(error), 2)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _leave("", 141)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        _leave(": ".join(["interrupted", *map(str, interrupt.args)]), 130)
     sys.exit(0)
 
 
-def _fail(message: str) -> NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+def _leave(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        if message:
+            prefix = "error: " if code == 2 else ""
+            print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
+    # What a closed pipe or a full disk left in the buffers must not fail again when Python exits.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

@@ -1,19 +1,27 @@
-"""``python -m jkv.decode``: decode a task with a model, within a KV budget. Without arguments: the demo, on any CPU."""
+"""Decode a task with a model, within a KV budget. Without arguments: the demo, on any CPU in about a minute."""
 
-from jkv import flags
+from typing import TYPE_CHECKING
+
 from jkv.cli import run as run_command
-from jkv.run_config import HELP, DecodeConfig
+
+if TYPE_CHECKING:
+    from jkv.run_config import DecodeConfig
+
+PROG = "python -m jkv.decode"
 
 
-def parse(argv: list[str] | None) -> DecodeConfig:
+def parse(argv: list[str] | None) -> "DecodeConfig":
     """Flags, and the YAML file they name, to a config. Raises UserError."""
-    return flags.parse(DecodeConfig, argv, prog="python -m jkv.decode", description=__doc__, help=HELP)
+    from jkv import flags
+    from jkv.run_config import HELP, DecodeConfig
+
+    return flags.parse(DecodeConfig, argv, prog=PROG, description=__doc__, help=HELP)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Parse, then call one function. The imports wait until a failure or Ctrl-C in them is answered in one line."""
     config = parse(argv)
-    from jkv.runner import run  # imports JAX: `--help` and bad flags answer at once
+    from jkv.runner import run
 
     run(config)
 

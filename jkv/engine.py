@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ class Engine:
         self.timings = Timings()
         self.buckets = buckets(rule.budget)
         self._prefill = {}
-        self._decode = None
+        self.compiled_decode: Any = None
         self.state: DecodeState | None = empty_state(self.program, batch_size, self.dtype)
 
     @property
@@ -240,15 +240,15 @@ class Engine:
         return positions[0, 0].tolist() if self.program.rule.granularity == "shared" else positions.tolist()
 
     def _compiled_decode(self):
-        if self._decode is None:
+        if self.compiled_decode is None:
 
             def traced(weights, state, stop_on_finish, stop_on_evict):
                 self.traces["decode"] += 1
                 return decode(self.program, weights, state, stop_on_finish, stop_on_evict, steps=self.steps_per_call)
 
             flag = jax.ShapeDtypeStruct((), jnp.bool_)
-            self._decode = self._compile(traced, self.weights, self.state, flag, flag)
-        return self._decode
+            self.compiled_decode = self._compile(traced, self.weights, self.state, flag, flag)
+        return self.compiled_decode
 
     def _compiled_prefill(self, bucket: int):
         if bucket not in self._prefill:

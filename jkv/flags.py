@@ -2,14 +2,15 @@
 
 import argparse
 import dataclasses
-import re
+import math
+import pathlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
-import jsonargparse
+import yaml
 
 from jkv.errors import UserError
 
@@ -19,64 +20,134 @@ _C = TypeVar("_C")
 def parse(cls: type[_C], argv: list[str] | None, *, prog: str, description: str | None, help: Mapping[str, str]) -> _C:
     """An instance of ``cls`` from flags; flags override the YAML file, which overrides the defaults.
 
-    help: a text for every field.  Raises UserError for an unknown name or a wrong value, in one line.
+    cls: a dataclass with fields of type str, int, float, bool, Literal, or one of these | None.  help: a text for every
+    field.  Raises UserError for an unknown name or a wrong value, in one line.
     """
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = _parser(cls, prog, description, help)
+    given = vars(_parser(cls, prog, description, help).parse_args(sys.argv[1:] if argv is None else argv))
+    file = given.pop("config", None)
+    return cls(**{**({} if file is None else read_yaml(cls, pathlib.Path(file))), **given})
+
+
+def read_yaml(cls: type, path: pathlib.Path) -> dict[str, Any]:
+    """The fields of ``cls`` that a YAML file sets, checked. Names may be written with '-' or '_'.
+
+    Raises UserError naming the file and what is wrong in it.
+    """
+    where = str(path)
     try:
-        values = parser.parse_args(arguments).as_dict()
-    except argparse.ArgumentError as error:
-        raise _explained(cls, str(error), arguments) from None
-    values.pop("config", None)
-    return cls(**values)
+        values = yaml.load(path.read_text("utf-8"), _Loader)
+    except OSError as error:
+        raise UserError((error.strerror or str(error)).lower(), where=where, mend="give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start}", where=where, mend="save it as UTF-8") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = where if line is None else f"{where}:{line + 1}"
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise UserError(f"can't be read as YAML ({reason})", where=where) from None
+    if values is None:  # nothing but comments
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"holds {_named(values)}, not a mapping", where=where, mend="write one 'name: value' a line")
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in kinds:
+            raise UserError(f"unknown key {key!r}", where=where, mend=f"names are {', '.join(kinds)}")
+        if name in checked:
+            raise UserError(f"sets {name} twice", where=where, mend="keep one")
+        try:
+            checked[name] = _checked(kinds[name], value)
+        except ValueError:
+            raise UserError(f"expected {_expected(kinds[name])}, got {value!r}", where=f"{where}: {key}") from None
+    return checked
 
 
-def _parser(cls: type, prog: str, description: str | None, help: Mapping[str, str]) -> jsonargparse.ArgumentParser:
-    flags = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    flags.add_argument("--config", action="config", help="YAML file with any of the flags below")
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that sets a key twice: YAML forbids it, PyYAML takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} is set twice", key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "), mend="see --help")
+
+
+def _parser(cls: type, prog: str, description: str | None, help: Mapping[str, str]) -> argparse.ArgumentParser:
+    # Only flags that are given leave a trace, so that they alone override the file.
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE.yaml", help="any of the flags below as 'name: value'; flags override it")
     for field in dataclasses.fields(cls):
-        name, text = "--" + field.name.replace("_", "-"), help[field.name]
-        if field.type == (bool | None):
-            yes_no = jsonargparse.ActionYesNo(no_prefix="no-")
-            flags.add_argument(name, action=yes_no, default=field.default, help=text)
-        elif field.type is bool:
-            flags.add_argument(name, action="store_true", default=field.default, help=text)
+        name, kind = "--" + field.name.replace("_", "-"), field.type
+        text = help[field.name].replace("%", "%%")
+        if field.default is not None and field.default is not False:
+            text += f" (default: {field.default})"
+        if kind in (bool, bool | None):
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
         else:
-            flags.add_argument(name, type=field.type, default=field.default, help=text)
-    return flags
+            choices = _choices(kind)
+            metavar = "{" + ",".join(choices) + "}" if choices else field.name.split("_")[-1].upper()
+            parser.add_argument(name, type=_from_text(kind), metavar=metavar, help=text)
+    return parser
 
 
-def _explained(cls: type, message: str, arguments: list[str]) -> UserError:
-    file = _config_file(arguments)
-    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
-        mend = f"names are {', '.join(f.name for f in dataclasses.fields(cls))}"
-        return UserError(f"unknown key {unknown[1]!r}", where=file or "--config", mend=mend)
-    if "File does not exist" in message or "Unable to load config" in message:
-        return UserError("can't be read as YAML" if "Unable" in message else "no such file", where=file or "--config")
-    if key := re.search(r'Parser key "(\w+)"', message):
-        for field in dataclasses.fields(cls):
-            if field.name == key[1]:
-                value = re.search(r"(?:Given value: |Got value: )(.*)", message)
-                got = f", got {value[1].strip()!r}" if value else ""
-                flag = "--" + field.name.replace("_", "-")
-                where = flag if any(a.split("=")[0] == flag for a in arguments) else f"{file}: {field.name}" if file else flag
-                return UserError(f"expected {_expected(field.type)}{got}", where=where)
-    return UserError(message, mend="see --help")
+def _from_text(kind: Any) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        for basic in _basic(kind):
+            if basic in (int, float):
+                try:
+                    return _checked(kind, basic(text))
+                except ValueError:
+                    continue
+        try:
+            return _checked(kind, text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {_expected(kind)}, got {text!r}") from None
+
+    return convert
 
 
-def _config_file(arguments: list[str]) -> str:
-    for index, argument in enumerate(arguments):
-        if argument == "--config" and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-    return ""
+def _checked(kind: Any, value: Any) -> Any:
+    """``value``, an integer as float where a number is asked for. Raises ValueError if it isn't of that kind."""
+    if value is None and types.NoneType in _members(kind):
+        return None
+    if value in _choices(kind):
+        return value
+    for basic in _basic(kind):
+        if type(value) is basic and not (basic is float and not math.isfinite(value)):
+            return value
+        if basic is float and type(value) is int:
+            return float(value)
+    raise ValueError
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _basic(kind: Any) -> tuple[type, ...]:
+    return tuple(member for member in _members(kind) if member in (str, int, float, bool))
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    return tuple(x for m in _members(kind) if typing.get_origin(m) is typing.Literal for x in typing.get_args(m))
 
 
 def _expected(kind: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", types.NoneType: ""}
-    if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(map(str, typing.get_args(kind)))
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(filter(None, map(_expected, typing.get_args(kind))))
-    return names.get(kind, str(kind))
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    return " or ".join([*_choices(kind), *(names[basic] for basic in _basic(kind))])
+
+
+def _named(value: Any) -> str:
+    return "a list" if isinstance(value, list) else f"the {type(value).__name__} {value!r}"

@@ -1,6 +1,7 @@
 """``load(name)``: model, config and tokenizer, wherever they are."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,15 @@ def load(name: str | Path, dtype: Any = None, shard: Any = None) -> Loaded:
 
 def locate(name: str | Path) -> Path:
     """The directory of a model, fetched from the Hugging Face hub if it is a hub id (safetensors and JSON only)."""
-    text, path = str(name), Path(name).expanduser()
+    text = str(name)
+    path = Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves an unknown user alone
     if text in DEMOS:
         if not (_CHECKPOINTS / text).is_dir():
             raise UserError("the demo checkpoint isn't there", where=str(_CHECKPOINTS / text), mend="install jkv again")
         return _CHECKPOINTS / text
-    if path.is_dir():
+    if text and path.is_dir():
         return path
-    if path.exists():
+    if text and path.exists():
         raise UserError("is a file, expected the directory of a model", where=text)
     if _HUB_ID.fullmatch(text):
         return _fetch(text)

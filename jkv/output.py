@@ -12,26 +12,43 @@ from jkv.errors import UserError
 SAMPLES, TRACE, SUMMARY, CONFIG, TIMINGS = (
     "samples.jsonl", "trace.jsonl", "summary.json", "config.json", "timings.json",
 )  # fmt: skip
-_FIELDS = ("id", "sample", "prompt_tokens", "token_ids", "text", "finish", "evictions", "peak_slots", "mean_slots")
+_NUMBER, _INTEGER = (int, float), (int,)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "id": (str,), "sample": _INTEGER, "prompt_tokens": _INTEGER, "token_ids": (list,), "text": (str,),
+    "finish": (str,), "answer": (str, type(None)), "correct": (bool, type(None)), "evictions": _INTEGER,
+    "peak_slots": _INTEGER, "mean_slots": _NUMBER,
+}  # fmt: skip
+_TIMES = ("wall", "compile", "decode", "steps")
+_CHANGED = {"problems": "the task's prompts or answers have changed", "weights": "the model's weights have changed"}
 
 
 class RunDirectory:
     """Files of one run in ``path``. ``samples`` are the finished ones, those of earlier sessions included.
 
-    ``timings`` are seconds and steps summed over sessions. Raises UserError if the directory belongs to another
-    config, holds damaged lines, or can't be written. ``notice`` says what had to be repaired.
+    config: what must be the same to continue; JSON.  trace: whether trace.jsonl is written.
+    ``timings`` are seconds and steps summed over sessions. Raises UserError if the directory belongs to another config
+    or to a run that is still at work, holds damaged lines, or can't be written. ``notice`` says what was repaired.
     """
 
-    def __init__(self, path: pathlib.Path, config: dict[str, Any]):
+    def __init__(self, path: pathlib.Path, config: dict[str, Any], *, trace: bool = False):
         self.path, self.notice = path, ""
-        with self._explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._claim(config)
-            self.samples = self._read_samples()
-            self._drop_unfinished_trace()
-            self.timings: dict[str, float] = self._read_timings()
-            self._samples_file = open(path / SAMPLES, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
-            self._trace_file: TextIO | None = None
+        self._samples_file: TextIO | None = None
+        self._trace_file: TextIO | None = None
+        try:
+            with self._explained(path):
+                path.mkdir(parents=True, exist_ok=True)
+                self._refuse_foreign_files(config)
+                self._samples_file = open(path / SAMPLES, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+                self._lock()
+                self.samples = self._read_samples()
+                self._claim(config)
+                self.timings = self._read_timings()
+                self._drop_unfinished_trace()
+                if trace:
+                    self._trace_file = open(path / TRACE, "a", encoding="utf-8")  # noqa: SIM115
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def finished(self) -> set[tuple[str, int]]:
@@ -39,21 +56,18 @@ class RunDirectory:
         return {(row["id"], row["sample"]) for row in self.samples}
 
     def add_sample(self, row: dict[str, Any], timings: dict[str, float]) -> None:
-        """Append a finished sample; it is on disk when this returns. ``timings``: of all sessions so far."""
-        with self._explained(self.path / SAMPLES):
-            self._samples_file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._samples_file.flush()
+        """Append a finished sample. When this returns the operating system has it: killing the process loses nothing.
+
+        timings: of all sessions so far. They are written first, so that no sample is ever without its time.
+        """
+        self._write(TIMINGS, timings)
+        self._append(self._samples_file, SAMPLES, json.dumps(row, ensure_ascii=False))
         self.samples.append(row)
         self.timings = timings
-        self._write(TIMINGS, timings)
 
     def add_trace(self, row: dict[str, Any]) -> None:
         """Append one eviction."""
-        with self._explained(self.path / TRACE):
-            if self._trace_file is None:
-                self._trace_file = open(self.path / TRACE, "a", encoding="utf-8")  # noqa: SIM115
-            self._trace_file.write(json.dumps(row) + "\n")
-            self._trace_file.flush()
+        self._append(self._trace_file, TRACE, json.dumps(row))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json whole or not at all."""
@@ -66,39 +80,62 @@ class RunDirectory:
                 with contextlib.suppress(OSError):
                     file.close()
 
-    def _claim(self, config: dict[str, Any]) -> None:
-        if not (self.path / CONFIG).exists():
-            if (self.path / SAMPLES).exists():
-                raise UserError(f"has {SAMPLES} but no {CONFIG}", where=str(self.path), mend="give a new --out")
-            self._write(CONFIG, config)
+    def _refuse_foreign_files(self, config: dict[str, Any]) -> None:
+        """A directory with a config.json of something else, a model's say, is left alone."""
+        mend = "give a new --out"
+        if (self.path / CONFIG).exists():
+            missing = sorted(config.keys() - self._read_json(CONFIG).keys())
+            if missing:
+                what = f"holds a {CONFIG} that no run of this version wrote (it has no {missing[0]!r})"
+                raise UserError(what, where=str(self.path), mend=mend)
+        elif any((self.path / name).exists() for name in (SAMPLES, TRACE, SUMMARY, TIMINGS)):
+            raise UserError(f"has results but no {CONFIG}", where=str(self.path), mend=mend)
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on this platform
             return
-        before = self._read_json(CONFIG)
+        assert self._samples_file is not None
+        try:
+            fcntl.flock(self._samples_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mend = "wait until it is done, or give a new --out"
+            raise UserError("another run is writing there", where=str(self.path), mend=mend) from None
+        except OSError:  # a file system without locks
+            return
+
+    def _claim(self, config: dict[str, Any]) -> None:
         # What JSON makes of the config, so that tuples and lists compare equal.
         now = json.loads(json.dumps(config))
+        before = self._read_json(CONFIG) if (self.path / CONFIG).exists() else now
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
+        if self.samples and changed:
             key = changed[0]
-            raise UserError(
-                f"was made with another config ({key} {before.get(key)!r}, now {now.get(key)!r})",
-                where=str(self.path),
-                mend="give a new --out, or the flags it was made with",
-            )
+            what = _CHANGED.get(key, f"{key} {before.get(key)!r}, now {now.get(key)!r}")
+            mend = "give a new --out, or the flags it was made with"
+            raise UserError(f"was made with another config ({what})", where=str(self.path), mend=mend)
+        if not self.samples:  # nothing is lost: a run that failed before its first sample doesn't hold the directory
+            self._write(CONFIG, config)
+            for name in (TRACE, SUMMARY, TIMINGS):
+                (self.path / name).unlink(missing_ok=True)
 
     def _read_samples(self) -> list[dict[str, Any]]:
         path = self.path / SAMPLES
-        rows = []
+        rows: list[dict[str, Any]] = []
+        seen: set[tuple[str, int]] = set()
         for number, line in self._whole_lines(path):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict) or any(field not in row for field in _FIELDS):
-                mend = "delete that line, or give a new --out"
+            row, mend = _object(line), "delete that line, or give a new --out"
+            if row is None or not all(type(row.get(k, ...)) in kinds for k, kinds in _FIELDS.items()):
                 raise UserError("is not a sample", where=f"{path}:{number}", mend=mend)
+            key = row["id"], row["sample"]
+            if key in seen:
+                raise UserError(f"sample {key[1]} of {key[0]!r} is there twice", where=f"{path}:{number}", mend=mend)
+            seen.add(key)
             rows.append(row)
         return rows
 
-    def _whole_lines(self, path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    def _whole_lines(self, path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         """Numbered lines. A last line without its newline was torn by a kill or a full disk: it is cut off."""
         if not path.exists():
             return
@@ -106,46 +143,60 @@ class RunDirectory:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(path, whole)
-            self.notice = f"{path}: cut off a torn last line of {len(data) - whole} bytes"
-        for number, line in enumerate(data[:whole].decode("utf-8", "replace").split("\n")[:-1], 1):
-            yield number, line
+            notice = f"{path}: cut off a torn last line of {len(data) - whole} bytes"
+            self.notice += f"\n{notice}" if self.notice else notice
+        yield from enumerate(data[:whole].split(b"\n")[:-1], 1)
 
     def _drop_unfinished_trace(self) -> None:
         """A sample that was cut off runs again from its start, so its evictions must not be listed twice."""
         path = self.path / TRACE
         if not path.exists():
             return
-        finished, kept = self.finished, []
+        finished, kept, dropped = self.finished, [], False
         for number, line in self._whole_lines(path):
-            try:
-                row = json.loads(line)
-                key = row["id"], row["sample"]
-            except (ValueError, TypeError, KeyError):
-                raise UserError("is not an eviction", where=f"{path}:{number}", mend="give a new --out") from None
-            if key in finished:
-                kept.append(line + "\n")
-        self._write_text(TRACE, "".join(kept))
+            row = _object(line)
+            if row is None or type(row.get("id")) is not str or type(row.get("sample")) is not int:
+                raise UserError("is not an eviction", where=f"{path}:{number}", mend="give a new --out")
+            if (row["id"], row["sample"]) in finished:
+                kept.append(line + b"\n")
+            else:
+                dropped = True
+        if dropped:
+            self._write_bytes(TRACE, b"".join(kept))
 
     def _read_timings(self) -> dict[str, float]:
-        return self._read_json(TIMINGS) if (self.path / TIMINGS).exists() else {}
+        if not self.samples:
+            return dict.fromkeys(_TIMES, 0.0)
+        timings = self._read_json(TIMINGS) if (self.path / TIMINGS).exists() else {}
+        if any(type(timings.get(name)) not in _NUMBER for name in _TIMES):
+            raise UserError("is missing or damaged", where=str(self.path / TIMINGS), mend="give a new --out")
+        return timings
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
+        value = _object((self.path / name).read_bytes())
+        if value is None:
             raise UserError("is damaged", where=str(self.path / name), mend="give a new --out")
         return value
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
-        self._write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-    def _write_text(self, name: str, text: str) -> None:
+    def _append(self, file: TextIO | None, name: str, line: str) -> None:
+        assert file is not None
         with self._explained(self.path / name):
-            temporary = self.path / f".{name}.new"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.path / name)
+            file.write(line + "\n")
+            file.flush()
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        self._write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _write_bytes(self, name: str, data: bytes) -> None:
+        temporary = self.path / f".{name}.new"
+        with self._explained(self.path / name):
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, self.path / name)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()  # it would keep a full disk full
+                raise
 
     @contextlib.contextmanager
     def _explained(self, path: pathlib.Path):
@@ -157,3 +208,12 @@ class RunDirectory:
                 where=str(error.filename or path),
                 mend="mend that and run the same command again: finished samples are kept",
             ) from None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in ``line``, None if it holds none."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):  # not UTF-8 and not JSON are ValueErrors
+        return None
+    return value if isinstance(value, dict) else None

@@ -72,7 +72,8 @@ def prefill(
         attention=tuple(_prompt_attention(q, k, budget) for q, k, _ in per_layer) if needs.attention else None,
     )
     layers = tuple(
-        _insert_prompt(layer, row, k, v, q, length) for layer, (q, k, v) in zip(state.cache.layers, per_layer, strict=True)
+        _insert_prompt(layer, row, k, v, q, length)
+        for layer, (q, k, v) in zip(state.cache.layers, per_layer, strict=True)
     )
     # The books of one fresh row are made at B = 1, then written over the batch's row; the buffers were written above.
     fresh = record(fresh, (), length[None], new, program)

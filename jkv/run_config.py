@@ -4,10 +4,12 @@ import dataclasses
 from typing import Literal
 
 from jkv.errors import UserError
-from jkv.policies import Granularity, Policy, Retention, get_policy
+from jkv.policies import Granularity, Policy, Retention, get_policy, policy_names
 from jkv.policies.base import retain_by_ratio
 
 DEMO_BUDGET = 128
+# Scores and positions meet in float32, which counts exactly to here.
+LONGEST = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,13 @@ class DecodeConfig:
         for name, least in (("budget", 1), ("limit", 1), ("max_new_tokens", 1), ("window", 0), ("sinks", 0)):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), least)
+        for name in ("budget", "max_new_tokens", "batch_size", "samples", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value > LONGEST:
+                raise UserError(f"{value} is above {LONGEST}", where="--" + name.replace("_", "-"), mend="give less")
+        for name in ("model", "policy", "task", "out"):
+            if getattr(self, name) == "":
+                raise UserError("is empty", where=f"--{name}", mend="give a value, or leave the flag out")
         if not 0 < self.top_p <= 1:
             raise UserError(f"{self.top_p} is outside (0, 1]", where="--top-p", mend="1 switches it off")
         if self.ratio is not None and self.retain is not None:
@@ -101,7 +110,7 @@ def _at_least(name: str, value: float, least: float) -> None:
 HELP = {
     "model": "demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id",
     "dtype": "of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)",
-    "policy": "which tokens stay",
+    "policy": f"which tokens stay: {', '.join(policy_names())}",
     "budget": f"KV slots a row owns (demo models: {DEMO_BUDGET} unless given; full: not needed)",
     "window": "newest tokens, never evicted (default: an eighth of the budget)",
     "ratio": "after an eviction, window + floor(ratio * (budget - window)) slots stay",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jkv.axes import Array, Float, Int
+from jkv.ops.rows import row_sum
 
 
 @runtime_checkable
@@ -52,12 +53,13 @@ class TopPTopK:
 
     def __call__(self, logits: Float[Array, "B V"], keys: jax.Array) -> Int[Array, " B"]:
         scaled = logits.astype(jnp.float32) / self.temperature
-        log_p = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+        scaled -= jnp.max(scaled, axis=-1, keepdims=True)
+        log_p = scaled - jnp.log(row_sum(jnp.exp(scaled)))[:, None]
         if 0 < self.top_k < log_p.shape[-1]:
             best, ids = jax.lax.top_k(log_p, self.top_k)  # descending; the lowest id first among equals
             p = jnp.exp(best)
             # Equal probabilities share one "mass above": they stand or fall together.
-            above = jnp.sum(jnp.where(p[:, None, :] > p[:, :, None], p[:, None, :], 0.0), axis=-1)
+            above = row_sum(jnp.where(p[:, None, :] > p[:, :, None], p[:, None, :], 0.0))
             choice = _draw(jnp.where(above < self.top_p, best, -jnp.inf), keys)
             return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
         if self.top_p < 1:
@@ -85,7 +87,7 @@ def _nucleus(p: Float[Array, "B V"], top_p: float) -> jax.Array:
     def halve(_, edges):
         low, high = edges  # mass above `high` is below top_p; above `low` it isn't (or low is -1)
         middle = low + (high - low) // 2
-        above = jnp.sum(jnp.where(bits > middle[:, None], p, 0.0), axis=-1)
+        above = row_sum(jnp.where(bits > middle[:, None], p, 0.0))
         inside = above < top_p
         return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
 

@@ -10,8 +10,7 @@ from jkv.axes import Array, Bool, Int
 from jkv.cache import KVCache, LayerKV
 from jkv.eviction import evict, full_rows, slot_to_overwrite
 from jkv.models.decoder import Decoder
-from jkv.ops.decode_attention import decode_attention
-from jkv.ops.decode_attention.weights import attention_weights
+from jkv.ops.decode_attention import attention_weights, decode_attention
 from jkv.ops.insert import insert
 from jkv.ops.rows import pad_rows
 from jkv.policies.base import Needs, NewTokens
@@ -42,7 +41,7 @@ class SlotAttention:
             put = lambda ring, at, query: jax.lax.dynamic_update_slice_in_dim(ring, query[None], at, axis=0)
             queries = jax.vmap(put)(queries, self.position % queries.shape[1], q)
         if self.needs.attention:
-            attention = attention_weights(q, k_slots, self.length)[:, :, None, :]
+            attention = attention_weights(q, k_slots, self.length, implementation=self.implementation)[:, :, None, :]
         out = jnp.pad(out, ((0, padded - rows), (0, 0), (0, 0)))
         return out[:, None], LayerKV(k_slots, v_slots, queries, attention)
 

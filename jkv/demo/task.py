@@ -115,10 +115,7 @@ class Problem:
     def grade(self, text: str) -> bool:
         """Whether the text after the first ``</think>``, less a final ``<eos>``, is exactly the answer."""
         _, thought_ended, said = text.partition("</think>")
-        words = said.split()
-        if words and words[-1] == "<eos>":
-            words.pop()
-        return bool(thought_ended) and words == self.answer.split()
+        return bool(thought_ended) and said.rstrip().removesuffix("<eos>").split() == self.answer.split()
 
 
 def problems(n: int, seed: int = 0) -> list[Problem]:

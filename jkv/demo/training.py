@@ -45,12 +45,13 @@ def optimizer(steps: int, peak: float) -> optax.GradientTransformation:
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=0.05, mask=_is_matrix),
+        optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=0.05, mask=is_matrix),
     )
 
 
-def _is_matrix(params):
-    # Told by name and not by rank: a bias of the QKV projections is [heads, H].
+def is_matrix(params):
+    """Which leaves weight decay applies to. Told by name and not by rank: a bias of a QKV projection is [heads, H]."""
+
     def matrix(path, _):
         return any(name in jax.tree_util.keystr(path) for name in ("kernel", "embed", "head"))
 

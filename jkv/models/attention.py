@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jkv.axes import Array, Float

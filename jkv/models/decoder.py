@@ -10,7 +10,7 @@ from flax import nnx
 from jkv.axes import Array, Float, Int
 from jkv.config import ModelConfig
 from jkv.models.attention import Attend, Attention, CausalAttention
-from jkv.models.layers import FeedForward, RMSNorm
+from jkv.models.layers import FeedForward, RMSNorm, project
 from jkv.models.rope import rotation
 
 
@@ -66,5 +66,5 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores over the vocabulary, float32."""
         if self.head is None:
-            return jnp.einsum("BTD,VD->BTV", hidden, self.embed[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)
+            return project("BTD,VD->BTV", hidden, self.embed[...], preferred_element_type=jnp.float32)
+        return project("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)

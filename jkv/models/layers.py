@@ -8,11 +8,18 @@ from flax import nnx
 
 from jkv.axes import Array, Float
 from jkv.config import ModelConfig
+from jkv.ops.rows import project_rows, row_sum
 
 
 def _like(parameter: jax.Array, x: jax.Array) -> jax.Array:
     # Leading axes of size one: rank promotion is an error in the tests, so broadcasting is spelled out.
     return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))
+
+
+def project(spec: str, x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
+    """``einsum(spec, x, kernel)``; a decode step's (T = 1) in row groups where that keeps rows independent."""
+    contract = lambda x, kernel: jnp.einsum(spec, x, kernel, **options)
+    return project_rows(contract, x, kernel) if x.shape[1] == 1 else contract(x, kernel)
 
 
 class Projection(nnx.Module):
@@ -22,13 +29,15 @@ class Projection(nnx.Module):
         self.spec = spec
         inputs, output = spec.split(",")[0], spec.split("->")[1]
         axes = spec.split(",")[1].split("->")[0]
-        fan_in = math.prod(size for axis, size in zip(axes, shape, strict=True) if axis in inputs and axis not in output)
+        fan_in = math.prod(
+            size for axis, size in zip(axes, shape, strict=True) if axis in inputs and axis not in output
+        )
         scale = jnp.asarray(fan_in**-0.5, dtype)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
         self.bias = nnx.Param(jnp.zeros(bias, dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        out = jnp.einsum(self.spec, x, self.kernel[...])
+        out = project(self.spec, x, self.kernel[...])
         return out if self.bias is None else out + _like(self.bias[...], out)
 
 
@@ -41,7 +50,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        normed = wide * jax.lax.rsqrt(row_sum(wide * wide)[..., None] / x.shape[-1] + self.eps)
         return _like(self.scale[...], x) * normed.astype(x.dtype)
 
 

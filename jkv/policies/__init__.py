@@ -10,9 +10,20 @@ from jkv.policies.streaming import Streaming
 from jkv.policies.window import Window
 
 __all__ = [
-    "Granularity", "Needs", "NewTokens", "Policy", "Retention", "Shape", "Slots",
-    "Full", "Random", "Streaming", "Window",
-    "get_policy", "policy_names", "register",
+    "Full",
+    "Granularity",
+    "Needs",
+    "NewTokens",
+    "Policy",
+    "Random",
+    "Retention",
+    "Shape",
+    "Slots",
+    "Streaming",
+    "Window",
+    "get_policy",
+    "policy_names",
+    "register",
 ]  # fmt: skip
 
 _POLICIES: dict[str, type[Policy]] = {}

@@ -181,7 +181,9 @@ def retain_by_ratio(budget: int, window: int, ratio: float) -> int:
     return window + math.floor(ratio * max(budget - window, 0))
 
 
-def priority(scores: Float[Array, "B #l #k S"], slots: Slots, rule: Retention) -> Float[Array, "B l k S"]:
+def priority(
+    scores: Float[Array, "B score_layers score_heads S"], slots: Slots, rule: Retention
+) -> Float[Array, "B l k S"]:
     """The policy's scores on the run's keep sets, with protected slots at +inf and dead ones at -inf."""
     if rule.granularity == "shared" and scores.shape[1:3] != (1, 1):
         scores = jnp.mean(scores, axis=(1, 2), keepdims=True)

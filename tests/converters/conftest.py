@@ -1,15 +1,19 @@
+"""A small checkpoint that tests read, damage and convert."""
+
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from converters.fill import abstract, fill, leaves
 from converters.hf import write_hf
 from jkv.config import ModelConfig
+from jkv.errors import UserError
 from jkv.models import Decoder
 
 TINY = ModelConfig("llama", 50, 16, 24, 2, 4, 2, 6, 1e4, eos_ids=(2,))
@@ -37,12 +41,19 @@ class Checkpoint:
 
 def random_decoder(config: ModelConfig, dtype="float32", seed=0) -> Decoder:
     """A Decoder with every leaf random (biases and scales too), so that no two leaves can be mistaken."""
-    model = Decoder(config, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
     rng = np.random.default_rng(seed)
-    graph, state = nnx.split(model)
-    for _, leaf in nnx.to_flat_state(state):
-        leaf.set_value(jnp.asarray(rng.standard_normal(leaf.shape).astype(ml_dtypes.bfloat16).astype(dtype)))
-    return nnx.merge(graph, state)
+    shapes = {path: leaf.shape for path, leaf in leaves(abstract(config, dtype)).items()}
+    arrays = ((path, rng.standard_normal(shape).astype(jnp.bfloat16).astype(dtype)) for path, shape in shapes.items())
+    return fill(config, dtype, ((path, jax.device_put(array)) for path, array in arrays))
+
+
+def attempt(call: Callable, *arguments) -> str:
+    """The UserError's line, or nothing when the call succeeds. Any other exception is a failure of the test."""
+    try:
+        call(*arguments)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture

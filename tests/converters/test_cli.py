@@ -10,10 +10,11 @@ from jkv.cli import run
 from jkv.errors import UserError
 
 
-def command(*words) -> tuple[int, str]:
-    """Run in this process, as the command line would: (exit code, stderr)."""
+def command(*words) -> int:
+    """Run in this process, as the command line would: the exit code."""
     with pytest.raises(SystemExit) as leaving:
         run(main, [str(word) for word in words])
+    assert isinstance(leaving.value.code, int)
     return leaving.value.code
 
 
@@ -31,7 +32,8 @@ def test_there_and_back_is_bit_equal(checkpoint, tmp_path, capsys):
 
 def test_exit_codes_of_the_process(checkpoint, tmp_path):
     words = [sys.executable, "-m", "converters", checkpoint.directory, tmp_path / "new"]
-    for expected, error in [(0, ""), (2, f"error: {tmp_path}/new: exists and isn't an empty directory; give another DST\n")]:
+    again = f"error: {tmp_path}/new: exists and isn't an empty directory; give another DST\n"
+    for expected, error in [(0, ""), (2, again)]:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (expected, "", error)
 
@@ -60,7 +62,8 @@ def test_wrong_direction(checkpoint, tmp_path, capsys):
     assert capsys.readouterr().err == error
     assert command(checkpoint.directory, tmp_path / "converted") == 0
     assert command(tmp_path / "converted", tmp_path / "x") == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/converted: is converted already; give --to-hf to convert it back\n"
+    error = f"error: {tmp_path}/converted: is converted already; give --to-hf to convert it back\n"
+    assert capsys.readouterr().err == error
 
 
 def test_destination(checkpoint, tmp_path, capsys):

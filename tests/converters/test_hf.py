@@ -138,8 +138,8 @@ def test_wrong_vocabulary_size(checkpoint):
 
 def test_inverse_frequencies_are_ignored(checkpoint):
     before = read_hf(checkpoint.directory)
-    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(3, np.float64), "model.rotary_emb.inv_freq": np.zeros(3)}
-    checkpoint.save({**checkpoint.tensors(), **buffers})
+    names = ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+    checkpoint.save({**checkpoint.tensors(), **{name: np.zeros(3) for name in names}})
     assert same(before, read_hf(checkpoint.directory))
 
 
@@ -147,8 +147,8 @@ def test_tied_head_must_equal_the_embedding(checkpoint):
     tensors = checkpoint.tensors()
     checkpoint.configure(tie_word_embeddings=True)
     assert line(checkpoint.directory) == (
-        f"{checkpoint.weights}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight; "
-        "set tie_word_embeddings to false in config.json"
+        f"{checkpoint.weights}: tie_word_embeddings is true, "
+        "but lm_head.weight differs from model.embed_tokens.weight; set tie_word_embeddings to false in config.json"
     )
     checkpoint.save({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
     assert read_hf(checkpoint.directory).head is None

@@ -1,6 +1,7 @@
 """Converted directories: bit-equal there and back, and what is refused."""
 
 import json
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def test_round_trip(dtype, tmp_path):
 def test_dtype_argument(converted):
     before, after = leaves(read_converted(converted)), leaves(read_converted(converted, "bfloat16"))
     assert all(np.array_equal(after[p], before[p].astype(jnp.bfloat16)) for p in before)
-    with pytest.raises(UserError, match="^dtype is int8, expected one of float32, bfloat16, float16$"):
+    with pytest.raises(UserError, match=r"^dtype is int8, expected one of float32, bfloat16, float16$"):
         read_converted(converted, "int8")
 
 
@@ -69,12 +70,14 @@ def test_damaged_weights(converted, damage):
 
 def test_orbax_errors_become_one_line(converted):
     # A marker that vouches for what isn't a checkpoint: the checksums agree, Orbax doesn't.
+    (converted / "weights" / "_METADATA").write_text("{}")
+    files = json.loads((converted / "jkv.json").read_text())["files"]
+    edit(converted / "jkv.json", files={**files, "weights/_METADATA": f"{zlib.crc32(b'{}'):08x}"})
+    message = line(converted)
+    assert message.startswith(f"{converted}/weights: the Orbax checkpoint can't be read (")
+    assert message.endswith("); convert the checkpoint again")
     edit(converted / "jkv.json", files={})
-    assert "jkv.json: files is {}, expected an object of checksums" in line(converted)
-    (converted / "weights" / "_METADATA").unlink()
-    files = json.loads((converted / "jkv.json").read_text())
-    edit(converted / "jkv.json", files={"weights/commit_success.txt": "00000000"}, **{"format": files["format"]})
-    assert "weights/commit_success.txt is damaged" in line(converted) or "can't be read" in line(converted)
+    assert line(converted) == f"{converted}/jkv.json: files is {{}}, expected an object of checksums"
 
 
 def test_config_of_another_model(converted):
@@ -83,9 +86,11 @@ def test_config_of_another_model(converted):
     assert "layers.0.attention.q.bias is missing" in message
     edit(converted / "config.json", attention_bias=False)
     message = line(converted)
-    assert message.startswith(f"{converted}: weights don't fit config.json: layers.0.mlp.down.kernel is [24, 16], expected [25, 16]")
+    assert message.startswith(f"{converted}: weights don't fit config.json: layers.0.mlp.")
+    assert "layers.0.mlp.down.kernel is [24, 16], expected [25, 16]" in message
     edit(converted / "config.json", intermediate_size=24, tie_word_embeddings=True)
-    assert line(converted) == f"{converted}: weights don't fit config.json: head is unknown; convert the checkpoint again"
+    unknown = "weights don't fit config.json: head is unknown; convert the checkpoint again"
+    assert line(converted) == f"{converted}: {unknown}"
 
 
 def test_marker(converted):
@@ -96,5 +101,5 @@ def test_marker(converted):
 
 
 def test_not_a_hugging_face_directory(converted):
-    with pytest.raises(UserError, match="no weights: neither model.safetensors nor model.safetensors.index.json is there"):
+    with pytest.raises(UserError, match="no weights: neither"):
         read_hf(converted)

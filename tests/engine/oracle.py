@@ -50,7 +50,9 @@ class Oracle:
     pin_prompt: bool = False
     per_head: bool = False
 
-    def run(self, prompt: tuple[int, ...], new_tokens: int, score: Score) -> tuple[list[int], list[list], list[np.ndarray]]:
+    def run(
+        self, prompt: tuple[int, ...], new_tokens: int, score: Score
+    ) -> tuple[list[int], list[list], list[np.ndarray]]:
         """Tokens, what was kept at each eviction ([n], or [layer][head][n]), and the logits behind every token."""
         config = self.model.config
         layers, heads = config.num_hidden_layers, config.num_key_value_heads
@@ -94,7 +96,10 @@ class Oracle:
                 values = torch.stack([torch.stack(v) for _, v in layer])[None]
                 cache.update(keys, values, index)
         out = self.model(
-            input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), past_key_values=cache, use_cache=True
+            input_ids=torch.tensor([tokens]),
+            position_ids=torch.tensor([positions]),
+            past_key_values=cache,
+            use_cache=True,
         )
         for index, layer in enumerate(self.vectors):
             for head, (keys, values) in enumerate(layer):

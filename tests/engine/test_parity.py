@@ -64,16 +64,20 @@ def test_kept_positions_and_tokens_equal_the_oracle(tiny: Tiny, rule, tmp_path):
     policy, retention = rule
     reference = tiny.save(tmp_path)
     requests = [Request(f"r{i}", prompt, 80) for i, prompt in enumerate(prompts(5, 20, 13))]
-    engine = Engine(
-        load(tmp_path, "float32").model, policy=policy, rule=retention, batch_size=3, eos_ids=(), seed=7
-    )
+    engine = Engine(load(tmp_path, "float32").model, policy=policy, rule=retention, batch_size=3, eos_ids=(), seed=7)
     done, evictions = complete(engine, requests, trace=True)
     per_head = retention.granularity == "head"
     for request in requests:
         draws = uniform_draws(7, request.id, 0, tiny.n_kv_heads, per_head)
         score = draws if isinstance(policy, Random) else newest_first
         oracle = Oracle(
-            reference, retention.budget, retention.retain, retention.window, retention.sinks, retention.pin_prompt, per_head
+            reference,
+            retention.budget,
+            retention.retain,
+            retention.window,
+            retention.sinks,
+            retention.pin_prompt,
+            per_head,
         )
         tokens, kept, _ = oracle.run(request.prompt_ids, 80, score)
         assert len(kept) >= 4

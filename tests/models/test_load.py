@@ -15,7 +15,7 @@ from converters.hf import write_hf
 from jkv import load as load_module
 from jkv.errors import UserError
 from jkv.load import load, locate
-from tests.converters.conftest import TINY, random_decoder
+from tests.converters.conftest import TINY, attempt, random_decoder
 
 
 def save_tokenizer(directory, words=50):
@@ -55,10 +55,11 @@ def line(name) -> str:
 
 def test_no_such_model(tmp_path):
     tried = "is not a demo model (demo-llama, demo-qwen), not a directory, not a hub id (org/name)"
-    for name in ("demo-gpt", "a/b/c", "/nowhere/at/all", "", "../up", "org/na me"):
+    for name in ("demo-gpt", "a/b/c", "/nowhere/at/all", "", "../up", "org/na me", "~nobody-of-that-name/x"):
         assert line(name) == f"no such model: {name!r} {tried}"
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert line(tmp_path / "model.safetensors") == f"{tmp_path}/model.safetensors: is a file, expected the directory of a model"
+    message = f"{tmp_path}/model.safetensors: is a file, expected the directory of a model"
+    assert line(tmp_path / "model.safetensors") == message
 
 
 def test_hub_offline():
@@ -90,7 +91,8 @@ def test_demo_names(directory, monkeypatch, tmp_path):
 def test_tokenizer_of_another_model(directory):
     save_tokenizer(directory, words=51)
     assert line(directory) == (
-        f"{directory}: the tokenizer has token id 50, the model's vocab_size is 50; the tokenizer belongs to another model"
+        f"{directory}: the tokenizer has token id 50, the model's vocab_size is 50; "
+        "the tokenizer belongs to another model"
     )
 
 
@@ -107,10 +109,8 @@ def test_code_in_a_checkpoint_is_not_run(directory):
     settings.update(tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil.Evil"]})
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     (directory / "evil.py").write_text("raise SystemExit('the code of a checkpoint was run')")
-    try:
-        load(directory)
-    except UserError as error:
-        assert "the tokenizer can't be read" in str(error)
+    line = attempt(load, directory)
+    assert line == "" or "the tokenizer can't be read" in line
 
 
 def test_importing_is_light():

@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from jkv.ops.rows import row_sum
+
 WHOLE = 512  # slots
 BLOCK = 256  # slots
 _LOWEST = -1e30
@@ -44,7 +46,7 @@ def attention_weights(
     kv_heads, slots = k.shape[1:3]
     query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
     weight = _weights(query, k, _live(length, jnp.int32(0), slots))
-    total = _total(weight)
+    total = row_sum(weight)
     return (weight / jnp.where(total > 0, total, jnp.float32(1))[..., None]).reshape(batch, heads, slots)
 
 
@@ -72,19 +74,6 @@ def _top(score: Float[Array, "B K G S"]) -> Float[Array, "B K G"]:
     return lax.reduce(score, lowest, lambda a, b: lax.max(lax.max(a, lowest), b), (3,))
 
 
-def _total(weight: Float[Array, "B K G S"]) -> Float[Array, "B K G"]:
-    """Sums over slots in an order that does not depend on B.
-
-    XLA:CPU hands a plain sum to a library that splits it by the number of rows. A reducer it does not recognise keeps
-    the sum in XLA's own loop. Weights are never negative, so the maximum changes nothing.
-    """
-    zero = np.float32(0)
-    add = lambda a, b: lax.add(lax.max(a, zero), b)
-    lanes = 16 if weight.shape[3] % 16 == 0 else 1
-    columns = weight.reshape(*weight.shape[:3], -1, lanes)
-    return lax.reduce(lax.reduce(columns, zero, add, (3,)), zero, add, (3,))
-
-
 def _live(length: Int32[Array, "B"], start: jax.Array, count: int) -> Bool[Array, "B 1 1 count"]:
     slot = start + jnp.arange(count, dtype=jnp.int32)
     return (slot[None, :] < length[:, None])[:, None, None, :]
@@ -95,7 +84,7 @@ def _whole(
 ) -> tuple[Float[Array, "B K G H"], Float[Array, "B K G"]]:
     live = _live(length, jnp.int32(0), k.shape[2])
     weight = _weights(query, k, live)
-    return _mend(_weigh(weight, v), weight, v, length), _total(weight)
+    return _mend(_weigh(weight, v), weight, v, length), row_sum(weight)
 
 
 def _mend(
@@ -143,7 +132,7 @@ def _blocks(
         higher = jnp.maximum(top, _top(score))
         shrink = jnp.exp(top - higher)
         weight = jnp.where(live, jnp.exp(score - higher[..., None]), jnp.float32(0))
-        total = total * shrink + _total(weight)
+        total = total * shrink + row_sum(weight)
         return higher, total, weighted * shrink[..., None] + _weigh(weight, values)
 
     shape = query.shape[:3]

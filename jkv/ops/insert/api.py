@@ -13,18 +13,18 @@ def insert(
     v: Float[Array, "B K S H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    slot: Int32[Array, "B"],
+    slot: Int32[Array, "B"] | Int32[Array, "B K"],
     *,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Writes `k_new[b]`, `v_new[b]` into slot `slot[b]` of row b; in place when donated or loop-carried.
+    """Writes `k_new[b]`, `v_new[b]` into slot `slot[b]` (or `slot[b, head]`) of row b; in place when donated or loop-carried.
 
-    A row whose slot is outside 0..S-1 is left as it is, so S marks a row that has nothing to write.
+    A row (or head) whose slot is outside 0..S-1 is left as it is, so S marks a row that has nothing to write.
 
     Args:
       k, v: the buffers, [B, K, S, H].
       k_new, v_new: one token per row, [B, K, H]; cast to the buffers' dtype.
-      slot: int32 [B].
+      slot: int32, [B] (every KV head alike) or [B, K].
       implementation: 'auto', 'xla', 'reference' or 'pallas'.
 
     Returns:
@@ -39,6 +39,6 @@ def insert(
     rows, heads, _, dim = k.shape
     if k_new.shape != (rows, heads, dim) or v_new.shape != (rows, heads, dim):
         raise ValueError(f"k_new and v_new must be {(rows, heads, dim)}; got {k_new.shape} and {v_new.shape}")
-    if slot.shape != (rows,):
-        raise ValueError(f"slot must be [B] = {(rows,)}; got {slot.shape}")
+    if slot.shape not in ((rows,), (rows, heads)):
+        raise ValueError(f"slot must be [B] = {(rows,)} or [B, K] = {(rows, heads)}; got {slot.shape}")
     return dispatch.run("insert", _TABLE, implementation, k, v, k_new.astype(k.dtype), v_new.astype(v.dtype), slot)

@@ -9,7 +9,8 @@ def insert(
     v: Float[Array, "B K S H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    slot: Int32[Array, "B"],
+    slot: Int32[Array, "B"] | Int32[Array, "B K"],
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    here = (jnp.arange(k.shape[2], dtype=jnp.int32)[None, :] == slot[:, None])[:, None, :, None]
+    slot = slot[:, None] if slot.ndim == 1 else slot
+    here = (jnp.arange(k.shape[2], dtype=jnp.int32)[None, None, :] == slot[:, :, None])[..., None]
     return jnp.where(here, k_new[:, :, None], k), jnp.where(here, v_new[:, :, None], v)

@@ -1,0 +1,174 @@
+"""jkv against transformers: full cache and a budget, turn by turn, and the distance to the memory's floor."""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from jkv.engine import Engine, Request
+from jkv.errors import UserError
+from jkv.load import load
+from jkv.policies import Retention, get_policy
+from jkv.policies.full import Full
+
+
+def versus(config: Any) -> dict[str, Any]:
+    """Run the comparison of a BenchConfig, print its table, return (and optionally write) the figures."""
+    console = Console()
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(3, config.vocab, (config.batch_size, config.prompt_tokens))
+    with tempfile.TemporaryDirectory() as directory:
+        reference = _random_llama(config, pathlib.Path(directory))
+        model = load(directory, "float32").model
+    slots = config.prompt_tokens + config.new_tokens
+    full = Retention(slots, slots)
+    eighth = max(1, config.budget // 8)
+    tight = Retention(config.budget, config.budget - eighth, window=eighth)
+    contestants: dict[str, Callable[[], None]] = {
+        "transformers, full cache": _transformers(reference, prompts, config.new_tokens),
+        "jkv, full cache": _jkv(model, prompts, config, Full(), full),
+        f"jkv, {config.policy}, budget {config.budget}": _jkv(
+            model, prompts, config, get_policy(config.policy)(), tight
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    bandwidth: list[float] = []
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("warm-up", total=config.turns + 1)
+        for turn in range(config.turns + 1):
+            bandwidth.append(_read_bandwidth())
+            for name, contestant in contestants.items():
+                bar.update(task, description=f"{'warm-up' if turn == 0 else f'turn {turn}'}: {name}")
+                started = time.perf_counter()
+                contestant()
+                if turn:
+                    seconds[name].append(time.perf_counter() - started)
+            bar.advance(task)
+    figures = _figures(config, seconds, bandwidth, _weight_bytes(model))
+    console.print(_table(figures))
+    if config.json:
+        pathlib.Path(config.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def _random_llama(config: Any, directory: pathlib.Path) -> Any:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UserError("the comparison needs PyTorch", mend="pip install -e '.[test]'") from None
+    torch.manual_seed(0)
+    settings = transformers.LlamaConfig(
+        vocab_size=config.vocab, hidden_size=config.d_model, intermediate_size=config.d_ff,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
+        max_position_embeddings=config.prompt_tokens + config.new_tokens + 1, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(settings).eval()
+    model.save_pretrained(directory)
+    return model
+
+
+def _transformers(model: Any, prompts: np.ndarray, new_tokens: int) -> Callable[[], None]:
+    import torch
+
+    ids = torch.from_numpy(prompts)
+
+    def run() -> None:
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens, pad_token_id=0,
+            )  # fmt: skip
+        assert out.shape[1] == prompts.shape[1] + new_tokens
+
+    return run
+
+
+def _jkv(model: Any, prompts: np.ndarray, config: Any, policy: Any, rule: Retention) -> Callable[[], None]:
+    engine = Engine(model, policy=policy, rule=rule, batch_size=len(prompts), eos_ids=())
+    requests = [Request(str(i), tuple(map(int, ids)), config.new_tokens) for i, ids in enumerate(prompts)]
+
+    def run() -> None:
+        tokens = evictions = 0
+        for event in engine.run(requests):
+            if hasattr(event, "token_ids"):
+                tokens += len(event.token_ids)
+                evictions += event.evictions
+        assert tokens == len(requests) * config.new_tokens
+        assert bool(evictions) == (policy.evicts and config.prompt_tokens + config.new_tokens > rule.budget)
+
+    return run
+
+
+def _weight_bytes(model: Any) -> int:
+    """Bytes a step must read: all weights but the embedding table (a row of it a token), unless it is also the head."""
+    from flax import nnx
+
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
+    return total if model.config.tied_head else total - model.embed[...].nbytes
+
+
+def _read_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes a second that a plain sum reads from memory, best of three."""
+    data = jnp.ones((size // 4,), jnp.float32)
+    read = jax.jit(lambda x: x.reshape(64, -1).sum(axis=1))
+    jax.block_until_ready(read(data))
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        jax.block_until_ready(read(data))
+        times.append(time.perf_counter() - started)
+    return size / min(times)
+
+
+def _figures(config: Any, seconds: dict[str, list[float]], bandwidth: list[float], weight_bytes: int) -> dict[str, Any]:
+    tokens = config.batch_size * config.new_tokens
+    base = next(iter(seconds))
+    floor = weight_bytes / statistics.median(bandwidth)
+    rows = {}
+    for name, times in seconds.items():
+        step = statistics.median(times) / config.new_tokens
+        rows[name] = {
+            "tps": tokens / statistics.median(times),
+            "ratio": statistics.median(b / t for b, t in zip(seconds[base], times, strict=True)),
+            "ms_per_step": step * 1e3,
+            "times_the_floor": step / floor,
+            "seconds": times,
+        }
+    return {
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "device": jax.devices()[0].device_kind,
+        "read_bandwidth_gb_s": statistics.median(bandwidth) / 1e9,
+        "weight_bytes": weight_bytes,
+        "floor_ms_per_step": floor * 1e3,
+        "contestants": rows,
+    }
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    table = Table(title=f"tokens/s on {figures['device']}, medians of {figures['config']['turns']} turns")
+    for heading in ("", "tokens/s", "x transformers", "ms a step", "x floor"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, row in figures["contestants"].items():
+        table.add_row(
+            name,
+            f"{row['tps']:,.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ms_per_step']:.1f}",
+            f"{row['times_the_floor']:.1f}",
+        )
+    table.caption = (
+        f"floor: {figures['weight_bytes'] / 1e6:.0f} MB of weights at {figures['read_bandwidth_gb_s']:.1f} GB/s "
+        f"= {figures['floor_ms_per_step']:.1f} ms a step, with no attention at all"
+    )
+    return table

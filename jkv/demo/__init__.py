@@ -1,0 +1,1 @@
+"""The demo: a task that needs memory, and two small models trained on it."""
