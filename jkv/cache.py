@@ -4,10 +4,8 @@ Slots ``0 .. length-1`` of a row are occupied, the rest are dead and may hold an
 attention does not care about slot order. Every KV head of a row has the same number of occupied slots.
 """
 
-import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,14 +17,16 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     ``main`` parses its arguments with a parser that raises (``exit_on_error=False``); None means ``sys.argv``.
     Any other exception is a bug and keeps its traceback.
     """
+    # A process may be started with closed streams; what is said then is lost, nothing else.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # Model text and paths may hold what the terminal's encoding doesn't: it is escaped, not fatal.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         main(argv)
-        if sys.stdout is not None:  # None: started with a closed one
-            sys.stdout.flush()
+        sys.stdout.flush()
     except (UserError, argparse.ArgumentError) as error:
         _leave(str(error), 2)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -43,8 +46,7 @@ def _leave(message: str, code: int) -> NoReturn:
     # What a closed pipe or a full disk left in the buffers must not fail again when Python exits.
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError:
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -110,12 +110,11 @@ class Engine:
         self.buckets = buckets(rule.budget)
         self._prefill = {}
         self.compiled_decode: Any = None
-        self.state: DecodeState | None = empty_state(self.program, batch_size, self.dtype)
+        self.state: DecodeState = empty_state(self.program, batch_size, self.dtype)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of the buffer as allocated; equals L*B*K*S*H*2*itemsize."""
-        assert self.state is not None
         return self.state.cache.nbytes
 
     def check(self, request: Request, where: str = "") -> None:
@@ -149,7 +148,8 @@ class Engine:
         for request in queue:
             self.check(request)
         rows = [_Row() for _ in range(self.batch_size)]
-        self.state = empty_state(self.program, self.batch_size, self.dtype) if self.state is None else self.state
+        # An earlier run may have been left half-way: its rows end here.
+        self.state = dataclasses.replace(self.state, active=jnp.zeros((self.batch_size,), jnp.bool_))
         self._compiled_decode()
         tokens = 0
         while queue or any(row.request for row in rows):
@@ -206,12 +206,14 @@ class Engine:
 
     def _finished(self, rows: list["_Row"], drawn: "_Drawn | None" = None) -> Iterator[Completion]:
         state = self.state
-        assert state is not None
         active = drawn.active if drawn is not None else np.asarray(state.active)
+        if all(row.request is None or active[index] for index, row in enumerate(rows)):
+            return
+        books = jax.device_get((state.evictions, state.peak, state.slot_steps))
         for index, row in enumerate(rows):
             if row.request is None or active[index]:
                 continue
-            evictions, peak, slot_steps = (int(x[index]) for x in (state.evictions, state.peak, state.slot_steps))
+            evictions, peak, slot_steps = (int(x[index]) for x in books)
             finish = "eos" if row.tokens[-1] in self.program.eos_ids else "length"
             kept = self._kept(index)
             rows[index] = _Row()
@@ -230,12 +232,14 @@ class Engine:
                 yield Eviction(row.request, row.evictions - 1, newest, self._kept(index))
 
     def _kept(self, row: int, without: int | None = None) -> list:
-        assert self.state is not None
         cache = self.state.cache
-        positions = np.asarray(cache.positions[row, ..., : int(cache.length[row])])
+        # The row is an argument of one small program; the length cuts on the host. Slicing on the device by either
+        # would compile anew for every value.
+        length = int(np.asarray(cache.length)[row])
+        positions = np.asarray(_row_of(cache.positions, row))[..., :length]
         if without is not None:
-            l, k, n = positions.shape
-            positions = positions[positions != without].reshape(l, k, n - 1)
+            layers, heads, n = positions.shape
+            positions = positions[positions != without].reshape(layers, heads, n - 1)
         positions = np.sort(positions, axis=-1)
         return positions[0, 0].tolist() if self.program.rule.granularity == "shared" else positions.tolist()
 
@@ -269,6 +273,11 @@ class Engine:
         compiled = jax.jit(function, donate_argnums=1).lower(*arguments).compile()
         self.timings.compile += time.perf_counter() - started
         return compiled
+
+
+@jax.jit
+def _row_of(x: jax.Array, row: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, row, keepdims=False)
 
 
 @dataclasses.dataclass

@@ -37,7 +37,7 @@ def see_slots(program: Program, state: DecodeState, evicting: Bool[Array, " B"])
 
 
 def evict(program: Program, state: DecodeState) -> DecodeState:
-    """Bulk eviction of every full row: ``retain`` slots stay, moved to the front in their order. Other rows untouched."""
+    """Bulk eviction of every full row: ``retain`` slots stay, moved to the front in order. Others are untouched."""
     rows = full_rows(state)
     slots = see_slots(program, state, rows)
     scores = priority(program.policy.score(state.policy, slots), slots, program.rule)

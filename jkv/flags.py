@@ -86,7 +86,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser(cls: type, prog: str, description: str | None, help: Mapping[str, str]) -> argparse.ArgumentParser:
     # Only flags that are given leave a trace, so that they alone override the file.
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config", metavar="FILE.yaml", help="any of the flags below as 'name: value'; flags override it")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="any of the flags below as 'name: value'; flags override it"
+    )
     for field in dataclasses.fields(cls):
         name, kind = "--" + field.name.replace("_", "-"), field.type
         text = help[field.name].replace("%", "%%")
@@ -124,10 +126,11 @@ def _checked(kind: Any, value: Any) -> Any:
     if value in _choices(kind):
         return value
     for basic in _basic(kind):
-        if type(value) is basic and not (basic is float and not math.isfinite(value)):
+        if basic is float and isinstance(value, int | float) and type(value) is not bool:
+            if math.isfinite(value):
+                return float(value)
+        elif type(value) is basic:
             return value
-        if basic is float and type(value) is int:
-            return float(value)
     raise ValueError
 
 

@@ -88,7 +88,7 @@ class RunDirectory:
             if missing:
                 what = f"holds a {CONFIG} that no run of this version wrote (it has no {missing[0]!r})"
                 raise UserError(what, where=str(self.path), mend=mend)
-        elif any((self.path / name).exists() for name in (SAMPLES, TRACE, SUMMARY, TIMINGS)):
+        elif any(f.exists() and f.stat().st_size for f in (self.path / x for x in (SAMPLES, TRACE, SUMMARY, TIMINGS))):
             raise UserError(f"has results but no {CONFIG}", where=str(self.path), mend=mend)
 
     def _lock(self) -> None:

@@ -82,7 +82,9 @@ class DecodeConfig:
         budget = self.budget
         if budget is None:
             if not self.model.startswith("demo-"):
-                raise UserError(f"policy {self.policy} needs a budget", where="--budget", mend="give the number of KV slots")
+                raise UserError(
+                    f"policy {self.policy} needs a budget", where="--budget", mend="give the number of KV slots"
+                )
             budget = DEMO_BUDGET
         window = budget // 8 if self.window is None else self.window
         sinks = policy.sinks if self.sinks is None else self.sinks
@@ -102,7 +104,7 @@ class DecodeConfig:
         return Retention(budget, retain, window, sinks, pin, self.granularity)
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def _at_least(name: str, value: int | float, least: int) -> None:
     if value < least:
         raise UserError(f"{value} is below {least}", where="--" + name.replace("_", "-"), mend=f"give {least} or more")
 

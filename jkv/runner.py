@@ -1,8 +1,10 @@
 """One run, end to end: load the model, read the task, decode within the budget, grade, write what came out."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import tempfile
 import time
@@ -10,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
+from flax import nnx
 
 from jkv.engine import Completion, Engine, Eviction, Progress, Request
 from jkv.errors import UserError
@@ -21,9 +24,9 @@ from jkv.policies import Policy, Retention
 from jkv.report.statistics import by_problem, interval, majority_at_k, pass_at_1
 from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
-from jkv.show import LiveProgress, summary_table, thought
+from jkv.show import LiveProgress, Screen, busy, human_bytes, short, summary_table, thought
 from jkv.tasks import Problem, load_task
-from jkv.tasks.grading import extract_answer, is_correct
+from jkv.tasks.grading import extract_answer, is_correct, squeeze
 
 DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
 
@@ -33,41 +36,87 @@ def run(config: DecodeConfig) -> dict[str, Any]:
     policy = config.make_policy()
     # Whatever can be refused without the weights is refused before they are read.
     config.retention(policy, longest=1)
-    loaded = load(config.model, config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-    problems = load_task(config.task, loaded, limit=config.limit)
+    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    with busy(f"loading {config.model}", quiet=config.quiet):
+        loaded = load(config.model, dtype)
+        problems = load_task(config.task, loaded, limit=config.limit)
     new_tokens = config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens
     rule = config.retention(policy, longest=longest)
-    requests = [
-        Request(p.id, p.prompt_ids, new_tokens, sample) for p in problems for sample in range(config.samples)
-    ]  # fmt: skip
-    engine = Engine(
-        loaded.model,
-        policy=policy,
-        rule=rule,
-        batch_size=config.batch_size,
-        sampler=make_sampler(config.temperature, config.top_p, config.top_k),
-        eos_ids=() if config.ignore_eos else loaded.config.eos_ids,
-        seed=config.seed,
-        implementation=config.implementation,
-    )
-    for request, problem in zip(requests, (p for p in problems for _ in range(config.samples)), strict=True):
+    _check_memory(loaded.config.kv_bytes(config.batch_size, rule.budget, np.dtype(jnp.dtype(dtype)).itemsize))
+    with _mendable():
+        engine = Engine(
+            loaded.model,
+            policy=policy,
+            rule=rule,
+            batch_size=config.batch_size,
+            sampler=make_sampler(config.temperature, config.top_p, config.top_k),
+            eos_ids=() if config.ignore_eos else loaded.config.eos_ids,
+            seed=config.seed,
+            implementation=config.implementation,
+        )
+    pairs = [(p, Request(p.id, p.prompt_ids, new_tokens, sample)) for p in problems for sample in range(config.samples)]
+    for problem, request in pairs:
         engine.check(request, problem.where)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = RunDirectory(pathlib.Path(config.out or scratch), _identity(config, problems))
+        identity = _identity(config, dtype, loaded, problems)
+        directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
-            return _Run(config, loaded, problems, policy, rule, engine, directory, longest).finish(requests)
+            with _mendable():
+                return _Run(config, loaded, problems, policy, rule, engine, directory, longest).finish(
+                    [r for _, r in pairs]
+                )
+        except KeyboardInterrupt:
+            done = f"{len(directory.samples)} of {len(pairs)} samples are finished"
+            kept = (
+                f"and kept in {config.out}: run the same command to continue"
+                if config.out
+                else "but only --out keeps them"
+            )
+            raise KeyboardInterrupt(f"{done} {kept}") from None
         finally:
             directory.close()
 
 
-def _identity(config: DecodeConfig, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What must be the same to continue a run: the config, and the prompts and answers themselves."""
-    identity = dataclasses.asdict(config)
+def _check_memory(kv_bytes: int) -> None:
+    """Refuse a buffer that is larger than the machine. A CPU allocates it all the same and is killed for it."""
+    if jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if kv_bytes > there:
+            what = f"the KV buffer takes {human_bytes(kv_bytes)}, the machine has {human_bytes(there)}"
+            raise UserError(what, mend="lower --budget, --batch-size or (policy full) --max-new-tokens")
+
+
+@contextlib.contextmanager
+def _mendable():
+    """Failures below the front door that a user can mend, as UserErrors: no kernel here, not enough memory."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise UserError(str(error), where="--implementation", mend="auto takes what there is") from None
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            reason = next(iter(str(error).splitlines()), "")
+            mend = "lower --batch-size or --budget; with --out, finished samples are kept"
+            raise UserError(f"out of memory ({reason[:200]})", mend=mend) from None
+        raise
+
+
+def _identity(config: DecodeConfig, dtype: str, loaded: Loaded, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights."""
+    identity = {**dataclasses.asdict(config), "dtype": dtype}
     for name in ("out", "quiet"):
         del identity[name]
     prompts = json.dumps([(p.id, p.prompt_ids, p.answer) for p in problems]).encode()
-    return {**identity, "problems": hashlib.sha256(prompts).hexdigest()[:16]}
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(nnx.state(loaded.model)):
+        # Any training changes a matrix's first row; reading all of a large model would take its time.
+        weights.update(np.asarray(leaf if leaf.ndim < 2 else leaf[0]).tobytes())
+    return {**identity, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}
+
+
+def _digest(sha) -> str:
+    return sha.hexdigest()[:16]
 
 
 @dataclasses.dataclass
@@ -87,6 +136,12 @@ class _Run:
         self.before = {name: directory.timings.get(name, 0.0) for name in ("wall", "compile", "decode", "steps")}
         self.references = {p.id: p.answer for p in self.problems}
         self.shown: Completion | None = None
+        strangers = directory.finished - {(r.id, r.sample) for r in requests}
+        if strangers:
+            mend = "delete its line, or give a new --out"
+            raise UserError(
+                f"has a sample of {min(strangers)[0]!r}, which the task has not", where=config.out or "", mend=mend
+            )
         todo = [r for r in requests if (r.id, r.sample) not in directory.finished]
         kv_bytes = engine.kv_bytes
         live = LiveProgress(
@@ -97,11 +152,11 @@ class _Run:
             quiet=config.quiet,
         )
         if directory.notice:
-            live.console.print(directory.notice, highlight=False)
+            live.console.print(directory.notice, soft_wrap=True)
         with live:
-            for _ in range(len(requests) - len(todo)):
-                live.sample_done()
+            live.sample_done(len(requests) - len(todo))
             if todo:
+                live.compiling()
                 engine.compile(len(r.prompt_ids) for r in todo)
                 live.start_clock()
                 self._decode(todo, live)
@@ -110,9 +165,9 @@ class _Run:
             raise RuntimeError("sequences outgrew the budget and no eviction was counted: the figures can't be trusted")
         directory.write_summary(summary)
         if not config.quiet:
-            console = Console()
+            console = Screen(highlight=False)
             if self.shown is not None:
-                console.print(self._thought(self.shown))
+                console.print(self._thought(self.shown, styled=console.is_terminal and not console.is_dumb_terminal))
             console.print(summary_table(summary))
         return summary
 
@@ -205,13 +260,16 @@ class _Run:
             "device": jax.devices()[0].device_kind,
         }
 
-    def _thought(self, done: Completion):
+    def _thought(self, done: Completion, *, styled: bool):
         kept = done.kept
         if self.rule.granularity == "head":  # a token is gone when no head has it any more
             kept = sorted({p for layer in kept for head in layer for p in head})
-        reference = self.references[done.request.id]
-        title = f"{done.request.id}, sample {done.request.sample}" + ("" if reference is None else f", answer {reference}")
-        return thought(self.loaded.tokenizer, done.request.prompt_ids, done.token_ids, kept, title)
+        reference, row = self.references[done.request.id], self._sample_row(done)
+        title = f"{short(done.request.id)}, sample {done.request.sample}"
+        if reference is not None:
+            said = "no answer" if row["answer"] is None else f"answer {short(row['answer'])}"
+            title += f": {said}, {'right' if row['correct'] else f'wrong, expected {short(reference)}'}"
+        return thought(self.loaded.tokenizer, done.request.prompt_ids, done.token_ids, kept, title=title, styled=styled)
 
 
 def _accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -222,11 +280,11 @@ def _accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     graded = sorted(graded, key=lambda row: (row["id"], row["sample"]))
     ids = [row["id"] for row in graded]
     correct = by_problem(ids, [float(row["correct"]) for row in graded])
-    answers = by_problem(ids, [row["answer"] for row in graded])
+    answers = by_problem(ids, [None if row["answer"] is None else squeeze(row["answer"]) for row in graded])
     low, high = interval(correct)
     return {
         "pass_at_1": pass_at_1(correct),
         "pass_at_1_low": low,
         "pass_at_1_high": high,
-        "maj_at_k": majority_at_k(answers, correct),  # pyright: ignore[reportArgumentType]
+        "maj_at_k": majority_at_k(answers, correct),
     }

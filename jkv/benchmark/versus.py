@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jkv.engine import Engine, Request
+from jkv.engine import Completion, Engine, Request
 from jkv.errors import UserError
 from jkv.load import load
 from jkv.policies import Retention, get_policy
@@ -101,7 +101,7 @@ def _jkv(model: Any, prompts: np.ndarray, config: Any, policy: Any, rule: Retent
     def run() -> None:
         tokens = evictions = 0
         for event in engine.run(requests):
-            if hasattr(event, "token_ids"):
+            if isinstance(event, Completion):
                 tokens += len(event.token_ids)
                 evictions += event.evictions
         assert tokens == len(requests) * config.new_tokens

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jkv.axes import Array, Float, Int
 from jkv.demo.task import MAX_ASKED, Problem
 from jkv.demo.tokenizer import PAD
+from jkv.pytree import pytree
 
 FILLER_WEIGHT = 0.2
 
@@ -50,20 +52,15 @@ class Layout:
         return cls(max(1, round(tokens / each)), sizes, filler)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Batch:
-    """M tokens in a row, what follows each, and how much predicting it counts.
+    """M tokens in a row, what follows each, and how much predicting that counts: 0 on prompts and padding,
+    ``FILLER_WEIGHT`` on filler, else 1."""
 
-    tokens, targets, positions: int32 [1 M].  weights: float32 [1 M]; 0 on prompts and padding, ``FILLER_WEIGHT`` on
-    filler, else 1.  answers: bool [1 M], where the target is a digit of the answer.
-    """
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    weights: np.ndarray
-    answers: np.ndarray
+    tokens: Int[Array, "1 M"]
+    targets: Int[Array, "1 M"]
+    positions: Int[Array, "1 M"]
+    weights: Float[Array, "1 M"]
 
 
 def encode(problems: list[Problem], layout: Layout, vocabulary: dict[str, int]) -> Batch:
@@ -81,10 +78,8 @@ def encode(problems: list[Problem], layout: Layout, vocabulary: dict[str, int]) 
         ids[: len(words)] = [vocabulary[word] for word in words]
         weight = np.zeros(length, np.float32)
         weight[: len(words)] = weights
-        answer = np.zeros(length, bool)
-        answer[len(words) - 2 : len(words) - 2 - 2 * len(problem.asked) : -2] = True
-        columns.append([ids[:-1], ids[1:], np.arange(length - 1, dtype=np.int32), weight[1:], answer[1:]])
-    return Batch(*(np.concatenate(column)[None] for column in zip(*columns, strict=True)))
+        columns.append([ids[:-1], ids[1:], np.arange(length - 1, dtype=np.int32), weight[1:]])
+    return Batch(*(jnp.asarray(np.concatenate(column)[None]) for column in zip(*columns, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,10 +48,7 @@ def build() -> Tokenizer:
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_tokens(
-        [
-            AddedToken(text, normalized=False, lstrip=text in SPECIAL, special=text in SPECIAL[:4])
-            for text in words
-        ]
+        [AddedToken(text, normalized=False, lstrip=text in SPECIAL, special=text in SPECIAL[:4]) for text in words]
     )
     return tokenizer
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from converters.hf import write_hf
+from converters.hf import read_hf, write_hf
 from jkv import flags
 from jkv.cli import run as run_command
 from jkv.demo import architectures, state, task, tokenizer, training
 from jkv.demo.batches import Layout, encode
 from jkv.errors import UserError
+from jkv.models import Decoder
 
 STATE = "training.npz"
 HELD_OUT, HELD_OUT_SEED = 200, 2**31 - 1
@@ -22,7 +23,8 @@ HELD_OUT, HELD_OUT_SEED = 200, 2**31 - 1
 HELP = {
     "arch": "architecture of the model",
     "out": "directory of the checkpoint and of the training state (default: demo-llama or demo-qwen)",
-    "seed": "of the initial weights and of the training problems",
+    "init": "checkpoint to start from (default: random weights)",
+    "seed": "of the random weights and of the training problems",
     "resume": "go on from the training state in --out",
     "short_steps": "steps on 2 or 3 variables without filler",
     "plain_steps": "steps on 2 to 6 variables without filler",
@@ -40,6 +42,7 @@ class TrainConfig:
 
     arch: Literal["llama", "qwen2"] = "llama"
     out: str = ""
+    init: str = ""
     seed: int = 0
     resume: bool = False
     short_steps: int = 200
@@ -85,7 +88,7 @@ def train(config: TrainConfig) -> pathlib.Path:
     out, curriculum = config.directory, config.curriculum
     out.mkdir(parents=True, exist_ok=True)
     transform = training.optimizer(curriculum.steps, config.learning_rate)
-    graph, params, moments = training.start(architectures.model_config(config.arch), transform, config.seed)
+    graph, params, moments = training.start(_initial(config), transform)
     done = 0
     if config.resume:
         (params, moments), done = state.load(out / STATE, (params, moments), config.identity)
@@ -106,25 +109,32 @@ def train(config: TrainConfig) -> pathlib.Path:
                 progress.update(bar, completed=step + 1, loss=float(loss), rate=rate)
             if (step + 1) % config.save_every == 0 or step + 1 == last:
                 mean, right = float(jnp.mean(jnp.stack(losses))), held_out(graph, params, vocabulary)
-                progress.console.print(
-                    f"step {step + 1}: loss {mean:.4f}, {rate:,.0f} tokens/s, held-out answer digits {right:.1%}"
-                )
+                progress.console.print(f"step {step + 1}: loss {mean:.4f}, {rate:,.0f} tokens/s, held-out {right:.1%}")
                 state.save(out / STATE, (params, moments), step + 1, config.identity)
                 since, losses, tokens = time.perf_counter(), [], 0
-    if max(done, last) == curriculum.steps:
+    if last == curriculum.steps:
         export(graph, params, out)
     return out
 
 
 def held_out(graph, params, vocabulary: dict[str, int]) -> float:
-    """Fraction of right digits in the answers of evaluation problems, each word predicted from the true ones."""
+    """``training.problems_right`` of evaluation problems."""
     by_size: dict[int, list[task.Problem]] = {}
     for problem in task.problems(HELD_OUT, HELD_OUT_SEED):
         by_size.setdefault(len(problem.definitions), []).append(problem)
     layout = Layout(min(map(len, by_size.values())), tuple(sorted(by_size)), filler=True)
     batch = encode([p for size in layout.sizes for p in by_size[size][: layout.rows]], layout, vocabulary)
-    right, total = training.answer_hits(graph, params, batch, layout)
-    return int(right) / int(total)
+    return float(training.problems_right(graph, params, batch, layout))
+
+
+def _initial(config: TrainConfig) -> Decoder:
+    expected = architectures.model_config(config.arch)
+    if not config.init:
+        return Decoder(expected, rngs=nnx.Rngs(config.seed))
+    model = read_hf(config.init, "float32")
+    if model.config != expected:
+        raise UserError(f"isn't a demo checkpoint of {config.arch}", where=config.init, mend="give another --init")
+    return model
 
 
 def export(graph, params, directory: pathlib.Path) -> None:

@@ -5,13 +5,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
-from jkv.config import ModelConfig
 from jkv.demo.batches import Batch, Layout, RowsAttention
 from jkv.models import Decoder
+
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
@@ -71,19 +70,28 @@ def cross_entropy(graph, params, batch: Batch, layout: Layout):
 def train_step(graph, transform, params, moments, batch: Batch, layout: Layout):
     """One update. Returns the parameters, the optimizer's state, and the loss before the update."""
     (loss, _), grads = jax.value_and_grad(cross_entropy, argnums=1, has_aux=True)(graph, params, batch, layout)
-    updates, moments = transform.update(grads, moments, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies its step counter, an integer, by floats
+        updates, moments = transform.update(grads, moments, params)
     return optax.apply_updates(params, updates), moments, loss
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def answer_hits(graph, params, batch: Batch, layout: Layout):
-    """Teacher-forced: how many digits of the answers are right, and how many there are."""
-    _, hits = cross_entropy(graph, params, batch, layout)
-    return jnp.sum(hits & batch.answers), jnp.sum(batch.answers)
+def problems_right(graph, params, batch: Batch, layout: Layout):
+    """The fraction of problems of which every word but filler is the likeliest one after the true words before it.
+
+    That is how often greedy decoding of the whole thought would be right, if filler didn't matter.
+    """
+    _, likeliest = cross_entropy(graph, params, batch, layout)
+    passed = (likeliest | (batch.weights < 1))[0]
+    rows, start = [], 0
+    for length in layout.lengths:
+        stop = start + layout.rows * length
+        rows.append(jnp.all(passed[start:stop].reshape(layout.rows, length), axis=1))
+        start = stop
+    return jnp.mean(jnp.concatenate(rows), dtype=jnp.float32)
 
 
-def start(config: ModelConfig, transform, seed: int):
-    """A fresh model: its graph, its parameters and the optimizer's state."""
-    graph, params = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
-    params = jax.tree.map(jnp.asarray, params)
+def start(model: Decoder, transform):
+    """A model's graph and parameters, and the optimizer's state."""
+    graph, params = nnx.split(model)
     return graph, params, transform.init(params)

@@ -7,6 +7,7 @@ Other platforms run the plain form: the choice is made when a program is lowered
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -39,7 +40,7 @@ def project_rows(
         edges[-2] -= MIN_ROWS
 
     def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.concatenate([project(x[i:j], kernel) for i, j in zip(edges[:-1], edges[1:], strict=True)])
+        return jnp.concatenate([project(x[i:j], kernel) for i, j in itertools.pairwise(edges)])
 
     return lax.platform_dependent(x, kernel, cpu=grouped, default=project)
 

@@ -177,7 +177,7 @@ class Retention:
 
 
 def retain_by_ratio(budget: int, window: int, ratio: float) -> int:
-    """The paper's rule: window + floor(ratio * (n - window)), with n the occupied slots at the eviction (the budget)."""
+    """DynTS's rule: window + floor(ratio * (n - window)); n, the slots occupied at the eviction, is the budget."""
     return window + math.floor(ratio * max(budget - window, 0))
 
 

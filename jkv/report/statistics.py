@@ -2,13 +2,16 @@
 
 import collections
 from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+_V = TypeVar("_V")
 
-def by_problem(ids: Iterable[Hashable], values: Iterable[float]) -> list[list[float]]:
+
+def by_problem(ids: Iterable[Hashable], values: Iterable[_V]) -> list[list[_V]]:
     """Values grouped by problem, in order of first appearance."""
-    groups: dict[Hashable, list[float]] = {}
+    groups: dict[Hashable, list[_V]] = {}
     for problem, value in zip(ids, values, strict=True):
         groups.setdefault(problem, []).append(value)
     return list(groups.values())

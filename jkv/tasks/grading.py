@@ -3,11 +3,13 @@
 import re
 
 _END_OF_THOUGHT = "</think>"
+# A backslash escapes what follows it: the braces of \{1, 2\} are signs, not groups.
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def extract_answer(text: str) -> str | None:
     """The last \\boxed{...} of what follows </think> (of everything if there is no </think>), else what follows
-    </think>, stripped. None if there is neither.
+    </think>, stripped. None if there is neither. A last box that is never closed is no box.
     """
     _, mark, after = text.rpartition(_END_OF_THOUGHT)
     boxed = _last_boxed(after)
@@ -22,10 +24,10 @@ def _last_boxed(text: str) -> str | None:
         return None
     depth = 0
     opening = start + len("\\boxed")
-    for index in range(opening, len(text)):
-        depth += (text[index] == "{") - (text[index] == "}")
+    for brace in _BRACE.finditer(text, opening):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[opening + 1 : index].strip()
+            return text[opening + 1 : brace.start()].strip()
     return None
 
 
@@ -33,8 +35,9 @@ def is_correct(answer: str | None, reference: str | None) -> bool | None:
     """Exact match up to white space; None if there is no reference."""
     if reference is None:
         return None
-    return answer is not None and _squeeze(answer) == _squeeze(reference)
+    return answer is not None and squeeze(answer) == squeeze(reference)
 
 
-def _squeeze(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+def squeeze(text: str) -> str:
+    """Runs of white space as one space, none at the ends."""
+    return " ".join(text.split())

@@ -17,7 +17,9 @@ def load_task(name: str, loaded: Loaded, *, limit: int | None) -> list[Problem]:
         return _demo(loaded, DEMO_PROBLEMS if limit is None else limit)
     if name in BENCHMARKS:
         raise UserError(
-            f"benchmark {name} has no loader yet", where="--task", mend="put its problems into a JSONL file and give that"
+            f"benchmark {name} has no loader yet",
+            where="--task",
+            mend="put its problems into a JSONL file and give that",
         )
     path = pathlib.Path(name)
     if path.suffix != ".jsonl":
@@ -36,5 +38,6 @@ def _demo(loaded: Loaded, n: int) -> list[Problem]:
         )
     encode = loaded.tokenizer.encode
     return [
-        Problem(p.id, tuple(encode(p.prompt, add_special_tokens=False)), p.answer, where=p.id) for p in problems(n, seed=0)
+        Problem(p.id, tuple(encode(p.prompt, add_special_tokens=False)), p.answer, where=p.id)
+        for p in problems(n, seed=0)
     ]

@@ -28,7 +28,7 @@ def uniform_draws(seed: int, id: str, sample: int, n_heads: int, per_head: bool)
     """The random policy: the documented derivation of its draws, spelled out with JAX's own functions."""
     digest = hashlib.blake2b(f"{seed}\0{id}\0{sample}".encode(), digest_size=8).digest()
     raw = np.frombuffer(digest, dtype="<u4").astype(np.uint32)
-    eviction_stream = jax.random.fold_in(jax.random.wrap_key_data(raw, impl="threefry2x32"), 1)
+    eviction_stream = jax.random.fold_in(jax.random.wrap_key_data(jax.numpy.asarray(raw), impl="threefry2x32"), 1)
 
     def score(layer: int, head: int, positions: list[int], newest: int) -> list[float]:
         keep_set = layer * n_heads + head if per_head else 0
@@ -102,8 +102,9 @@ class Oracle:
             use_cache=True,
         )
         for index, layer in enumerate(self.vectors):
+            held: Any = cache.layers[index]
             for head, (keys, values) in enumerate(layer):
-                keys.extend(cache.layers[index].keys[0, head, past:])
-                values.extend(cache.layers[index].values[0, head, past:])
+                keys.extend(held.keys[0, head, past:])
+                values.extend(held.values[0, head, past:])
                 self.held[index][head].extend(positions)
         return out.logits[0, -1].numpy()

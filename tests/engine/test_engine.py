@@ -118,8 +118,9 @@ def test_nan_in_dead_slots_changes_nothing(model, retain, granularity):
     clean = Engine(model, policy=Random(), rule=rule, batch_size=2, eos_ids=())
     dirty = Engine(model, policy=Random(), rule=rule, batch_size=2, eos_ids=())
     poison = lambda x: jnp.full_like(x, jnp.nan)
-    assert dirty.state is not None
-    layers = tuple(dataclasses.replace(l, k=poison(l.k), v=poison(l.v)) for l in dirty.state.cache.layers)
+    layers = tuple(
+        dataclasses.replace(layer, k=poison(layer.k), v=poison(layer.v)) for layer in dirty.state.cache.layers
+    )
     dirty.state = dataclasses.replace(dirty.state, cache=dataclasses.replace(dirty.state.cache, layers=layers))
     assert tokens_of(dirty, todo) == tokens_of(clean, todo)
 
@@ -202,7 +203,6 @@ def test_what_a_policy_asks_for_follows_its_slots(model, retain):
     plain = Engine(model, policy=Window(), rule=rule, batch_size=2, eos_ids=())
     assert tokens_of(seen, todo) == tokens_of(plain, todo)
     state = seen.state
-    assert state is not None
     for row, request in enumerate(todo):
         n = int(state.cache.length[row])
         positions = np.asarray(state.cache.positions[row, 0, 0, :n])

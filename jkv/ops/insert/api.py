@@ -17,7 +17,7 @@ def insert(
     *,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Writes `k_new[b]`, `v_new[b]` into slot `slot[b]` (or `slot[b, head]`) of row b; in place when donated or loop-carried.
+    """Writes `k_new[b]`, `v_new[b]` into slot `slot[b]` (or `slot[b, head]`) of row b, in place if donated or carried.
 
     A row (or head) whose slot is outside 0..S-1 is left as it is, so S marks a row that has nothing to write.
 

@@ -1,0 +1,156 @@
+"""The front door's names: every flag, its default, YAML, and which of them wins."""
+
+import dataclasses
+
+import pytest
+
+from jkv import decode
+from jkv.errors import UserError
+from jkv.run_config import HELP, DecodeConfig
+
+# The contract, spelled out a second time on purpose.
+FLAGS = {
+    "model": ("demo-llama", "demo-qwen"), "dtype": (None, "bfloat16"), "policy": ("random", "full"),
+    "budget": (None, "64"), "window": (None, "8"), "ratio": (None, "0.3"), "retain": (None, "60"), "sinks": (None, "4"),
+    "pin_prompt": (None, None), "granularity": ("shared", "head"), "predictor": (None, "x"),
+    "task": ("demo", "x.jsonl"), "limit": (None, "3"),
+    "samples": (1, "5"), "batch_size": (16, "2"), "max_new_tokens": (None, "9"),
+    "temperature": (0.6, "0"), "top_p": (0.95, "0.5"), "top_k": (20, "0"), "seed": (0, "-7"),
+    "ignore_eos": (False, None), "implementation": ("auto", "xla"),
+    "mesh": (None, "data=1"), "out": (None, "runs/x"), "trace": (False, None),
+    "quiet": (False, None),
+}  # fmt: skip
+NOT_YET = ("predictor", "mesh")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        decode.parse(list(arguments))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_defaults_are_the_contract():
+    config = decode.parse([])
+    assert dataclasses.asdict(config) == {name: default for name, (default, _) in FLAGS.items()}
+    assert HELP.keys() == FLAGS.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, (_, v) in FLAGS.items() if n not in NOT_YET])
+def test_every_flag_sets_its_field(name, value):
+    if value is None:
+        assert getattr(decode.parse([flag(name)]), name) is True
+        assert getattr(decode.parse([flag(name).replace("--", "--no-", 1)]), name) is False
+        return
+    got = getattr(decode.parse([flag(name), value]), name)
+    assert str(got) == value or got == float(value)
+    assert getattr(decode.parse([f"{flag(name)}={value}"]), name) == got
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_is_not_there_yet_is_refused(name):
+    assert refusal(flag(name), "x").startswith(flag(name))
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        decode.parse(["--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    for name in (*FLAGS, "config"):
+        assert flag(name) in text
+    assert "--no-pin-prompt" in text
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_flags_override_yaml_overrides_defaults(tmp_path, order):
+    file = tmp_path / "run.yaml"
+    file.write_text("budget: 64\nmax-new-tokens: 7\ntop_p: 1\ntrace: true\npin_prompt: false\n# a comment\n")
+    arguments = [["--budget", "32", "--no-trace"], ["--config", str(file)]]
+    config = decode.parse([*arguments[order], *arguments[1 - order]])
+    assert (config.budget, config.trace) == (32, False)
+    assert (config.max_new_tokens, config.top_p, config.pin_prompt) == (7, 1.0, False)
+    assert config.seed == 0
+
+
+def test_yaml_null_is_the_default_and_an_empty_file_sets_nothing(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("budget: null\ndtype:\n")
+    assert decode.parse(["--config", str(file)]) == DecodeConfig()
+    file.write_text("# nothing\n")
+    assert decode.parse([f"--config={file}"]) == DecodeConfig()
+
+
+BAD_YAML = {
+    "list": ("- budget: 64", "holds a list, not a mapping"),
+    "text": ("budget", "holds the str 'budget', not a mapping"),
+    "torn": ("budget: [64", "can't be read as YAML"),
+    "tab": ("budget:\n\t- 1", ":2: can't be read as YAML"),
+    "unknown": ("budgett: 64", "unknown key 'budgett'; names are model, dtype"),
+    "number key": ("1: 64", "unknown key 1"),
+    "list key": ("? [a]\n: 64", "can't be read as YAML"),
+    "nested config": ("config: other.yaml", "unknown key 'config'"),
+    "type": ("budget: many", ": budget: expected an integer, got 'many'"),
+    "bool as integer": ("budget: true", ": budget: expected an integer, got True"),
+    "float as integer": ("samples: 1.5", ": samples: expected an integer, got 1.5"),
+    "integer as text": ("model: 7", ": model: expected text, got 7"),
+    "integer as bool": ("trace: 3", ": trace: expected true or false, got 3"),
+    "null": ("samples: null", ": samples: expected an integer, got None"),
+    "nan": ("temperature: .nan", ": temperature: expected a number, got nan"),
+    "choice": ("granularity: both", ": granularity: expected shared or head, got 'both'"),
+    "list value": ("budget: [64]", ": budget: expected an integer, got [64]"),
+    "twice": ("budget: 1\nbudget: 2", "'budget' is set twice"),
+    "twice, two spellings": ("top-k: 1\ntop_k: 2", "sets top_k twice"),
+    "date": ("out: 2024-99-99", "can't be read as YAML"),
+    "object": ("out: !!python/object/apply:os.getcwd []", "can't be read as YAML"),
+    "deep": ("a: " + "[" * 2000, "can't be read as YAML"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_YAML.values(), ids=BAD_YAML.keys())
+def test_bad_yaml_is_one_line_that_names_the_file(tmp_path, case):
+    text, expected = case
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    message = refusal("--config", str(file))
+    assert message.startswith(str(file))
+    assert expected in message
+
+
+def test_yaml_that_is_no_text_no_file_or_not_there(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xff\xfe")
+    assert "not UTF-8 at byte 0" in refusal("--config", str(file))
+    assert "is a directory" in refusal("--config", str(tmp_path))
+    assert "no such file" in refusal("--config", str(tmp_path / "absent.yaml"))
+
+
+BAD_FLAGS = {
+    "unknown flag": (["--budgett", "4"], "unrecognized arguments: --budgett 4"),
+    "abbreviation": (["--budg", "4"], "unrecognized arguments: --budg 4"),
+    "stray word": (["demo-llama"], "unrecognized arguments: demo-llama"),
+    "no value": (["--budget"], "--budget: expected one argument"),
+    "type": (["--budget", "many"], "--budget: expected an integer, got 'many'"),
+    "nan": (["--temperature", "nan"], "--temperature: expected a number, got 'nan'"),
+    "choice": (["--dtype", "int8"], "--dtype: expected float32 or bfloat16, got 'int8'"),
+    "implementation": (
+        ["--implementation", "triton"],
+        "--implementation: expected auto or xla or pallas, got 'triton'",
+    ),
+    "ratio and retain": (["--ratio", "0.3", "--retain", "4"], "--retain: --ratio and --retain both say how much stays"),
+    "ratio": (["--ratio", "1.5"], "--ratio: 1.5 is outside [0, 1)"),
+    "top_p": (["--top-p", "0"], "--top-p: 0.0 is outside (0, 1]"),
+    "budget 0": (["--budget", "0"], "--budget: 0 is below 1"),
+    "huge": (["--max-new-tokens", "99999999999"], "--max-new-tokens: 99999999999 is above 16777216"),
+    "empty": (["--out", ""], "--out: is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS.values(), ids=BAD_FLAGS.keys())
+def test_bad_flags(case):
+    arguments, expected = case
+    assert refusal(*arguments).startswith(expected)
