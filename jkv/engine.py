@@ -276,7 +276,7 @@ class Engine:
 
 
 @jax.jit
-def _row_of(x: jax.Array, row: int) -> jax.Array:
+def _row_of(x: jax.Array, row: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(x, row, keepdims=False)
 
 

@@ -67,6 +67,7 @@ def _random_llama(config: Any, directory: pathlib.Path) -> Any:
         import transformers
     except ImportError:
         raise UserError("the comparison needs PyTorch", mend="pip install -e '.[test]'") from None
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     settings = transformers.LlamaConfig(
         vocab_size=config.vocab, hidden_size=config.d_model, intermediate_size=config.d_ff,

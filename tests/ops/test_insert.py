@@ -52,3 +52,17 @@ def test_refuses_what_it_cannot_do():
         insert(k, v, k_new, v_new, slot, implementation="cuda")
     with pytest.raises((ValueError, TypeError), match="slot"):
         insert(k, v, k_new, v_new, slot[:3])
+
+
+def test_each_head_may_write_a_slot_of_its_own():
+    rng = np.random.default_rng(3)
+    k, v = (jnp.asarray(rng.standard_normal((3, 2, 8, 4), np.float32)) for _ in range(2))
+    k_new, v_new = (jnp.asarray(rng.standard_normal((3, 2, 4), np.float32)) for _ in range(2))
+    slot = jnp.asarray([[0, 7], [3, 3], [8, 1]], jnp.int32)  # 8 is outside: that head is left alone
+    for ours, theirs in zip(
+        insert(k, v, k_new, v_new, slot), insert(k, v, k_new, v_new, slot, implementation="reference"), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    got = np.asarray(insert(k, v, k_new, v_new, slot)[0])
+    np.testing.assert_array_equal(got[0, 1, 7], k_new[0, 1])
+    np.testing.assert_array_equal(got[2, 0], k[2, 0])
