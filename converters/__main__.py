@@ -26,14 +26,14 @@ SIDE_FILES = (
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and convert. Raises UserError."""
-    from jsonargparse import ArgumentParser
+    from jkv.flags import Parser
 
-    parser = ArgumentParser(prog="python -m converters", description=convert.__doc__, exit_on_error=False)
-    parser.add_argument("source", metavar="SRC", help="Hugging Face directory or hub id; with --to-hf, converted one")
-    parser.add_argument("destination", metavar="DST", help="a directory that is empty or isn't there yet")
+    parser = Parser(prog="python -m converters", description=convert.__doc__, allow_abbrev=False)
+    parser.add_argument("source", help="Hugging Face directory or hub id; with --to-hf, converted one")
+    parser.add_argument("destination", help="a directory that is empty or isn't there yet")
     parser.add_argument("--to-hf", action="store_true", help="convert back, for transformers")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights in DST; SRC's by default"
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the written weights (default: the source's)"
     )
     args = parser.parse_args(argv)
     convert(args.source, Path(args.destination), to_hf=args.to_hf, dtype=args.dtype)

@@ -1,6 +1,5 @@
 """What every command does with a failure that the user can mend: one line on stderr, exit code 2, no traceback."""
 
-import argparse
 import contextlib
 import io
 import os
@@ -14,7 +13,7 @@ from jkv.errors import UserError
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
     """Run a command and leave the process: 0 done, 2 a mistake the user can mend, 130 interrupted, 141 reader gone.
 
-    ``main`` parses its arguments with a parser that raises (``exit_on_error=False``); None means ``sys.argv``.
+    ``main`` takes the arguments; None means ``sys.argv``.
     Any other exception is a bug and keeps its traceback.
     """
     # A process may be started with closed streams; what is said then is lost, nothing else.
@@ -27,7 +26,7 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     try:
         main(argv)
         sys.stdout.flush()
-    except (UserError, argparse.ArgumentError) as error:
+    except UserError as error:
         _leave(str(error), 2)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         _leave("", 141)

@@ -28,7 +28,7 @@ def load(path: pathlib.Path, like: Any, run: str) -> tuple[Any, int]:
     """
     restart = "Train without --resume, or into another --out."
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise UserError("no training state to resume", where=str(path), mend=restart) from None

@@ -126,16 +126,23 @@ def problems(n: int, seed: int = 0) -> list[Problem]:
     return [_draw(np.random.default_rng([EVALUATION, seed, i]), None, f"demo-{i:05d}") for i in range(n)]
 
 
-def generate(seed: int, n: int, *, variables: Sequence[int | None] = (None,), index: int = 0) -> list[Problem]:
+def generate(
+    seed: int, n: int, *, variables: Sequence[int | None] = (None,), crowded: float = 0.0, index: int = 0
+) -> list[Problem]:
     """``n`` training problems: block ``index`` (a training step) of ``seed``.
 
     variables: how many variables each problem has, cycled over; None draws 2 to 6.
+    crowded: how many of the problems, 0 to 1, use only two different digits. Their definitions look alike, so that
+    a model which finds its place by operands and not by names is often wrong: it learns the difference sooner.
     """
     rng = np.random.default_rng([TRAINING, seed, index])
-    return [_draw(rng, variables[i % len(variables)], f"train-{index}-{i}") for i in range(n)]
+    return [_draw(rng, variables[i % len(variables)], f"train-{index}-{i}", crowded) for i in range(n)]
 
 
-def _draw(rng: np.random.Generator, variables: int | None, id: str) -> Problem:
+def _draw(rng: np.random.Generator, variables: int | None, id: str, crowded: float = 0.0) -> Problem:
+    digits = DIGITS
+    if crowded and rng.random() < crowded:
+        digits = "".join(rng.choice(list(DIGITS), 2, replace=False).tolist())
     n = variables if variables is not None else int(rng.integers(2, len(NAMES) + 1))
     names = NAMES[:n]
     n_asked = int(rng.integers(1, min(MAX_ASKED, n) + 1))
@@ -146,7 +153,7 @@ def _draw(rng: np.random.Generator, variables: int | None, id: str) -> Problem:
         # again before that.
         earlier = [x for x in names[:i] if x in asked] or list(names[:i])
         left, right = (
-            str(rng.choice(earlier)) if earlier and rng.random() < chance else DIGITS[rng.integers(10)]
+            str(rng.choice(earlier)) if earlier and rng.random() < chance else digits[rng.integers(len(digits))]
             for chance in (0.6, 0.3)
         )
         definitions.append(Definition(name, left, OPERATORS[rng.integers(3)], right))

@@ -29,6 +29,7 @@ HELP = {
     "short_steps": "steps on 2 or 3 variables without filler",
     "plain_steps": "steps on 2 to 6 variables without filler",
     "full_steps": "steps on the task itself",
+    "crowded": "fraction of the problems that use only two different digits, so that definitions look alike",
     "tokens": "about how many tokens a step takes",
     "learning_rate": "peak of the schedule",
     "save_every": "steps between held-out evaluations, each followed by a save of the training state",
@@ -48,6 +49,7 @@ class TrainConfig:
     short_steps: int = 200
     plain_steps: int = 450
     full_steps: int = 1200
+    crowded: float = 0.0
     tokens: int = 6000
     learning_rate: float = 3e-3
     save_every: int = 100
@@ -60,6 +62,8 @@ class TrainConfig:
                 raise UserError(f"expected at least {low}, got {getattr(self, name)}", where=_flag(name))
         if not 0 < self.learning_rate < float("inf"):
             raise UserError(f"expected more than 0, got {self.learning_rate}", where=_flag("learning_rate"))
+        if not 0 <= self.crowded <= 1:
+            raise UserError(f"expected 0 to 1, got {self.crowded}", where=_flag("crowded"))
         if not self.curriculum.steps:
             raise UserError("no steps to train", where=_flag("full_steps"), mend="give at least 1")
 
@@ -99,8 +103,7 @@ def train(config: TrainConfig) -> pathlib.Path:
         since, losses, tokens = time.perf_counter(), [], 0
         for step in range(done, last):
             layout = curriculum.layout(step)
-            drawn = task.generate(config.seed, len(layout.variables), variables=layout.variables, index=step)
-            batch = encode(drawn, layout, vocabulary)
+            batch = encode(_draw(config, layout, step), layout, vocabulary)
             params, moments, loss = training.train_step(graph, transform, params, moments, batch, layout)
             losses.append(loss)
             tokens += batch.tokens.size
@@ -125,6 +128,11 @@ def held_out(graph, params, vocabulary: dict[str, int]) -> float:
     layout = Layout(min(map(len, by_size.values())), tuple(sorted(by_size)), filler=True)
     batch = encode([p for size in layout.sizes for p in by_size[size][: layout.rows]], layout, vocabulary)
     return float(training.problems_right(graph, params, batch, layout))
+
+
+def _draw(config: TrainConfig, layout: Layout, step: int) -> list[task.Problem]:
+    sizes = layout.variables
+    return task.generate(config.seed, len(sizes), variables=sizes, crowded=config.crowded, index=step)
 
 
 def _initial(config: TrainConfig) -> Decoder:

@@ -31,6 +31,7 @@ class Curriculum:
         return Layout.of_tokens(self.tokens, sizes, filler=step >= self.short + self.plain)
 
 
+@functools.cache  # one object a schedule: the compiled step is looked up by it
 def optimizer(steps: int, peak: float) -> optax.GradientTransformation:
     """AdamW on a trapezoid: warm-up over 60 steps, constant to half of ``steps``, cosine to 1 % of the peak."""
     warm, half = min(60, max(1, steps // 4)), max(1, steps // 2)

@@ -1,8 +1,9 @@
 """A row's numbers must not depend on the batch around it: on CPU, in float32, not by a single bit.
 
-XLA:CPU picks another order of addition when the number of rows changes: one row alone takes a matrix-vector path, more
-than MAX_ROWS rows block some projections differently, and plain sums go to a library that splits them by rows. These
-helpers keep each row's order of addition fixed. Measured with jaxlib 0.10.2 and 0.11.2; tests hold it bit for bit.
+XLA:CPU picks another order of addition when the number of rows changes: one row alone takes a matrix-vector path (with
+jaxlib 0.11.2 two or three rows take one of their own), more than MAX_ROWS rows block some projections differently, and
+plain sums go to a library that splits them by rows. These helpers keep each row's order of addition fixed; tests hold
+it bit for bit with jaxlib 0.10.2 and 0.11.2.
 Other platforms run the plain form: the choice is made when a program is lowered, not here.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-MIN_ROWS = 2
+MIN_ROWS = 4
 MAX_ROWS = 32
 _LANES = 16
 

@@ -7,10 +7,10 @@ import pytest
 from jkv import bench
 from jkv.errors import UserError
 
-TINY = (
-    "--layers 1 --d-model 32 --heads 4 --kv-heads 2 --d-ff 48 --vocab 64 --batch-size 2 --prompt-tokens 6 "
-    "--new-tokens 20 --budget 16 --turns 2"
-).split()
+TINY = [
+    "--layers=1", "--d-model=32", "--heads=4", "--kv-heads=2", "--d-ff=48", "--vocab=64", "--batch-size=2",
+    "--prompt-tokens=6", "--new-tokens=20", "--budget=16", "--turns=2",
+]  # fmt: skip
 
 
 def test_contestants_and_figures(tmp_path, capsys):

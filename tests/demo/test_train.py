@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from converters.hf import read_hf
-from jkv.demo import train
+from jkv.demo import state, train
 from jkv.demo.tokenizer import vocabulary
 from jkv.errors import UserError
 
@@ -61,7 +62,9 @@ def test_resume_of_another_run(whole: pathlib.Path, change: dict):
 
 def test_init(whole: pathlib.Path, tmp_path: pathlib.Path):
     """Going on from a checkpoint: with a rate of next to nothing, its weights come out again."""
-    train.train(dataclasses.replace(TINY, init=str(whole), learning_rate=1e-30, out=str(tmp_path)))
+    train.train(
+        dataclasses.replace(TINY, init=str(whole), plain_steps=0, full_steps=0, learning_rate=1e-30, out=str(tmp_path))
+    )
     assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -75,12 +78,26 @@ def test_resume_of_nothing(tmp_path: pathlib.Path):
         train.train(dataclasses.replace(TINY, out=str(tmp_path), resume=True))
 
 
-def test_resume_of_a_torn_state(whole: pathlib.Path, tmp_path: pathlib.Path):
-    torn = (whole / train.STATE).read_bytes()
-    for size in (0, 100, len(torn) // 2):
-        (tmp_path / train.STATE).write_bytes(torn[:size])
+def test_resume_of_a_torn_state(tmp_path: pathlib.Path):
+    like = {"w": jnp.arange(100.0), "n": jnp.zeros((), jnp.int32)}
+    path = tmp_path / train.STATE
+    state.save(path, like, 7, "a run")
+    again, step = state.load(path, like, "a run")
+    assert step == 7
+    np.testing.assert_array_equal(again["w"], like["w"])
+    stored = path.read_bytes()
+    for size in (0, 100, len(stored) // 2, len(stored) - 1):
+        path.write_bytes(stored[:size])
         with pytest.raises(UserError, match="can't be read"):
-            train.train(dataclasses.replace(TINY, out=str(tmp_path), resume=True))
+            state.load(path, like, "a run")
+
+
+def test_resume_of_another_shape(tmp_path: pathlib.Path):
+    path = tmp_path / train.STATE
+    state.save(path, {"w": jnp.zeros(3)}, 7, "a run")
+    for like in ({"w": jnp.zeros(4)}, {"w": jnp.zeros(3, jnp.int32)}, {"w": jnp.zeros(3), "x": jnp.zeros(3)}):
+        with pytest.raises(UserError, match="is missing or has another shape"):
+            state.load(path, like, "a run")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +106,7 @@ def test_resume_of_a_torn_state(whole: pathlib.Path, tmp_path: pathlib.Path):
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--tokens", "0"], "--tokens: expected at least 1, got 0"),
         (["--learning-rate", "-0.5"], "--learning-rate: expected more than 0, got -0.5"),
-        (["--arch", "gpt2"], "--arch: expected llama or qwen2"),
+        (["--arch", "gpt2"], "argument --arch: invalid choice: 'gpt2'"),
         (["--short-steps", "0", "--plain-steps", "0", "--full-steps", "0"], "no steps to train"),
     ],
 )
