@@ -14,7 +14,7 @@ from jkv.errors import UserError
 
 def save(path: pathlib.Path, state: Any, step: int, run: str) -> None:
     """Write the leaves of ``state``, the number of steps taken and the run they belong to. Atomic."""
-    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, step=step, run=run, **leaves)
     os.replace(partial, path)

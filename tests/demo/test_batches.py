@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def test_encode(filler: bool):
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
-def test_rows_attend_like_rows_apart(arch: str):
+def test_rows_attend_like_rows_apart(arch: Literal["llama", "qwen2"]):
     layout = batches.Layout(2, (2, 3), filler=True)
     _, batch = _batch(layout)
     model = Decoder(architectures.model_config(arch), rngs=nnx.Rngs(0))

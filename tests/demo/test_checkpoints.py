@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from jkv.demo import architectures, task
 from jkv.demo.tokenizer import vocabulary
 
 CHECKPOINTS = pathlib.Path(jkv.demo.__file__).parent / "checkpoints"
-MODELS = {"demo-llama": "llama", "demo-qwen": "qwen2"}
+MODELS: dict[str, Literal["llama", "qwen2"]] = {"demo-llama": "llama", "demo-qwen": "qwen2"}
 
 pytestmark = pytest.mark.parametrize("name", list(MODELS))
 
@@ -55,7 +56,7 @@ def test_same_scores_as_transformers(name: str):
 def test_generate_in_transformers(name: str):
     """Nine of ten problems at the least (README.md has the measured accuracy): a broken checkpoint gets none."""
     loaded = AutoTokenizer.from_pretrained(CHECKPOINTS / name)
-    theirs = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / name, dtype=torch.float32)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / name, dtype=torch.float32)
     drawn = task.problems(10, seed=9)
     encoded = loaded([p.prompt for p in drawn], return_tensors="pt", padding=True, padding_side="left")
     produced = theirs.generate(

@@ -17,15 +17,21 @@ def _compute(expression: str) -> int:
     return {"+": int(x) + int(y), "-": int(x) - int(y), "*": int(x) * int(y)}[op] % 10
 
 
+def _parts(pattern: str, text: str) -> tuple[str, ...]:
+    found = re.match(pattern, text)
+    assert found, f"{text!r} doesn't begin like {pattern}"
+    return found.groups()
+
+
 def _check(prompt: str, solution: str) -> str:
     """Follow the thought from the prompt alone. Returns the answer that the prompt calls for."""
-    listed, asked = re.fullmatch(r"<bos> (.*) \? ([a-f ]+) <think>", prompt).groups()
+    listed, asked = _parts(r"<bos> (.*) \? ([a-f ]+) <think>$", prompt)
     definitions = dict(item.split(" = ") for item in listed.split(" ; "))
     mentioned = set(asked.split()) | {word for text in definitions.values() for word in text.split()}
-    thought = re.fullmatch(r"(.*) </think> [a-f0-9 ]+ <eos>", solution)[1]
+    (thought,) = _parts(r"(.*) </think> [a-f0-9 ]+ <eos>$", solution)
     values: dict[str, int] = {}
     for name, block in zip(sorted(definitions), re.split(r" ?\bnow ", thought)[1:], strict=True):
-        work, said, check = re.match(r"(.*?) \. so (.*?) \. check (.*?) ok \.", block).groups()
+        work, said, check = _parts(r"(.*?) \. so (.*?) \. check (.*?) ok \.", block)
         head, *chain = work.split(" = ")
         assert head == name
         assert chain[0] == definitions[name]
