@@ -35,7 +35,7 @@ def project_rows(
     rows = x.shape[0]
     if rows <= MAX_ROWS:
         return project(x, kernel)
-    # A last group of one row would take the matrix-vector path: let it borrow a row from its neighbour.
+    # A last group of fewer than MIN_ROWS would add in another order: let it borrow rows from its neighbour.
     edges = [*range(0, rows, MAX_ROWS), rows]
     if edges[-1] - edges[-2] < MIN_ROWS:
         edges[-2] -= MIN_ROWS

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jkv.config import ModelConfig
-from jkv.engine import Completion, Engine, Request
+from jkv.engine import Completion, Engine, Progress, Request
 from jkv.errors import UserError
 from jkv.models import Decoder
 from jkv.policies import Full, Needs, Policy, Random, Retention, Streaming, Window
@@ -123,6 +123,13 @@ def test_nan_in_dead_slots_changes_nothing(model, retain, granularity):
     )
     dirty.state = dataclasses.replace(dirty.state, cache=dataclasses.replace(dirty.state.cache, layers=layers))
     assert tokens_of(dirty, todo) == tokens_of(clean, todo)
+
+
+def test_a_run_left_half_way_leaves_no_row_at_work(model):
+    engine = Engine(model, policy=Full(), rule=Retention(160, 160), batch_size=2, eos_ids=(), steps_per_call=8)
+    next(engine.run(requests(5, 9)))
+    ticks = [event for event in engine.run(requests(4)) if isinstance(event, Progress)]
+    assert max(tick.active_rows for tick in ticks) == 1
 
 
 def test_eos_ends_a_row_and_the_next_request_takes_it(model):
