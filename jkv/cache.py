@@ -17,13 +17,11 @@ from jkv.pytree import pytree
 @pytree
 class LayerKV:
     """One layer's buffer. ``queries`` is a ring of the last n queries after RoPE, kept only for policies that ask for
-    it; the query of position p is at p mod n. ``attention`` lives within a step: the weights the step's queries gave
-    to each slot, computed only for policies that ask for it."""
+    it; the query of position p is at p mod n."""
 
     k: Float[Array, "B K S H"]
     v: Float[Array, "B K S H"]
     queries: Float[Array, "B n N H"] | None = None
-    attention: Float[Array, "B N T S"] | None = None
 
 
 @pytree

@@ -1,12 +1,13 @@
 """The engine: requests in, completions out. The host fills rows, calls the device for many steps, streams tokens out.
 
-Two compiled programs do all the work: ``decode`` (one, for a run of any length) and ``prefill`` (one a bucket).
+Two kinds of compiled programs do all the work: ``decode`` (one, for a run of any length) and ``prefill`` (one a
+bucket; chunked for prompts longer than the budget and for policies that look at attention).
 """
 
 import collections
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jkv.chunked_prefill import CHUNK, chunked_prefill
 from jkv.errors import UserError
 from jkv.models.decoder import Decoder
-from jkv.policies.base import Policy, Retention
+from jkv.policies.base import Policy
+from jkv.policies.retention import Retention
 from jkv.prefill import buckets, prefill
 from jkv.sampling import Greedy, Sampler
 from jkv.state import DecodeState, Program, empty_state, request_key
@@ -76,7 +79,8 @@ class Engine:
     """Decodes requests in ``batch_size`` rows, each owning ``rule.budget`` KV slots.
 
     model: weights decide the buffer's dtype.  steps_per_call: decode steps a host call; fewer refresh progress more
-    often.  traces counts how often JAX traced each program: "decode" stays at 1.
+    often.  parameters: what the policy's ``bind`` returned beside the policy.  traces counts how often JAX traced each
+    program: "decode" stays at 1.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Engine:
         seed: int = 0,
         steps_per_call: int = 64,
         implementation: str = "auto",
+        parameters: Any = (),
     ):
         graph, self.weights = nnx.split(model)
         config = model.config
@@ -103,6 +108,7 @@ class Engine:
             eos_ids=config.eos_ids if eos_ids is None else eos_ids,
             implementation=implementation,
         )
+        self.parameters = parameters
         self.dtype = model.embed[...].dtype
         self.batch_size, self.seed, self.steps_per_call = batch_size, seed, steps_per_call
         self.traces: collections.Counter[str] = collections.Counter()
@@ -155,7 +161,7 @@ class Engine:
         while queue or any(row.request for row in rows):
             # Draw the first token of every refilled row; one that ends with it makes room at once.
             while queue and (free := next((i for i, row in enumerate(rows) if not row.request), None)) is not None:
-                rows[free] = self._fill(free, queue.popleft())
+                rows[free] = yield from self._fill(free, queue.popleft(), trace=trace)
                 tokens += 1
                 yield from self._finished(rows)
             if any(row.request for row in rows):
@@ -174,30 +180,47 @@ class Engine:
         """Compile the decode step, and the prefill of the buckets these prompt lengths fall into."""
         self._compiled_decode()
         for length in prompt_lengths:
-            self._compiled_prefill(self._bucket(length))
+            self._compiled_prefill(length)
 
-    def _bucket(self, length: int) -> int:
-        return next(size for size in self.buckets if size >= length)
-
-    def _fill(self, row: int, request: Request) -> "_Row":
-        bucket = self._bucket(len(request.prompt_ids))
-        program = self._compiled_prefill(bucket)
+    def _fill(self, row: int, request: Request, *, trace: bool) -> Generator[Eviction, None, "_Row"]:
+        """Put a request into a row. A prompt longer than the budget evicts on the way."""
+        length = len(request.prompt_ids)
+        program, bucket = self._compiled_prefill(length)
         ids = np.zeros(bucket, np.int32)
-        ids[: len(request.prompt_ids)] = request.prompt_ids
+        ids[:length] = request.prompt_ids
         key = request_key(self.seed, request.id, request.sample)
+        limit = np.int32(request.max_new_tokens)
+        arguments = (np.int32(length), limit, key)
+        filled = _Row(request)
         started = time.perf_counter()
-        self.state, first = program(
-            self.weights, self.state, np.int32(row), ids, np.int32(len(request.prompt_ids)),
-            np.int32(request.max_new_tokens), key,
-        )  # fmt: skip
-        tokens = [int(first)]
-        self.timings.prefill += time.perf_counter() - started
-        return _Row(request, tokens)
+        if not self._chunked(length):
+            self.state, first = program(self.weights, self.state, self.parameters, np.int32(row), ids, *arguments)
+            filled.tokens.append(int(first))
+            self.timings.prefill += time.perf_counter() - started
+            return filled
+        done = np.int32(0)
+        while not filled.tokens:
+            self.state, done, first = program(
+                self.weights, self.state, self.parameters, np.int32(row), ids, done, *arguments, np.bool_(trace)
+            )
+            if int(first) >= 0:
+                filled.tokens.append(int(first))
+            self.timings.prefill += time.perf_counter() - started
+            if trace and (evictions := int(np.asarray(self.state.evictions)[row])) > filled.evictions:
+                filled.evictions = evictions
+                yield Eviction(request, evictions - 1, int(done) - 1, self._kept(row))
+            started = time.perf_counter()
+        return filled
+
+    def _chunked(self, length: int) -> bool:
+        """Whether a prompt is read in pieces: it is longer than the buffer, or the policy wants its attention."""
+        return length > self.program.rule.budget or self.program.policy.needs.attention
 
     def _call(self, *, stop_on_finish: bool, stop_on_evict: bool) -> "_Drawn":
         program = self._compiled_decode()
         started = time.perf_counter()
-        self.state, out = program(self.weights, self.state, np.bool_(stop_on_finish), np.bool_(stop_on_evict))
+        flags = np.bool_(stop_on_finish), np.bool_(stop_on_evict)
+        self.state, out = program(self.weights, self.state, self.parameters, *flags)
         state = self.state
         drawn = _Drawn(*jax.device_get((out, state.active, state.cache.length, state.evictions, state.position)))
         self.timings.decode += time.perf_counter() - started
@@ -246,31 +269,43 @@ class Engine:
     def _compiled_decode(self):
         if self.compiled_decode is None:
 
-            def traced(weights, state, stop_on_finish, stop_on_evict):
+            def traced(weights, state, *arguments):
                 self.traces["decode"] += 1
-                return decode(self.program, weights, state, stop_on_finish, stop_on_evict, steps=self.steps_per_call)
+                return decode(self.program, weights, state, *arguments, steps=self.steps_per_call)
 
             flag = jax.ShapeDtypeStruct((), jnp.bool_)
-            self.compiled_decode = self._compile(traced, self.weights, self.state, flag, flag)
+            self.compiled_decode = self._compile(traced, flag, flag)
         return self.compiled_decode
 
-    def _compiled_prefill(self, bucket: int):
-        if bucket not in self._prefill:
+    def _compiled_prefill(self, length: int) -> tuple[Any, int]:
+        """The program that reads a prompt of ``length`` tokens, and the length it is padded to."""
+        chunked = self._chunked(length)
+        sizes = buckets(max(length, self.program.rule.budget)) if chunked else self.buckets
+        bucket = next(size for size in sizes if size >= length)
+        if chunked:
+            bucket = max(CHUNK, 1 << (bucket - 1).bit_length())
+        name = f"{'chunked ' if chunked else ''}prefill {bucket}"
+        if name not in self._prefill:
+            read = chunked_prefill if chunked else prefill
 
-            def traced(weights, state, row, tokens, length, limit, key):
-                self.traces[f"prefill {bucket}"] += 1
-                return prefill(self.program, weights, state, row, tokens, length, limit, key)
+            def traced(weights, state, *arguments):
+                self.traces[name] += 1
+                return read(self.program, weights, state, *arguments)
 
             scalar = jax.ShapeDtypeStruct((), jnp.int32)
             tokens = jax.ShapeDtypeStruct((bucket,), jnp.int32)
             key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-            arguments = (self.weights, self.state, scalar, tokens, scalar, scalar, key)
-            self._prefill[bucket] = self._compile(traced, *arguments)
-        return self._prefill[bucket]
+            flag = jax.ShapeDtypeStruct((), jnp.bool_)
+            arguments = (scalar, tokens, scalar, scalar, scalar, key, flag) if chunked else (
+                scalar, tokens, scalar, scalar, key
+            )  # fmt: skip
+            self._prefill[name] = self._compile(traced, *arguments)
+        return self._prefill[name], bucket
 
     def _compile(self, function, *arguments):
         started = time.perf_counter()
-        compiled = jax.jit(function, donate_argnums=1).lower(*arguments).compile()
+        everything = (self.weights, self.state, self.parameters, *arguments)
+        compiled = jax.jit(function, donate_argnums=1).lower(*everything).compile()
         self.timings.compile += time.perf_counter() - started
         return compiled
 

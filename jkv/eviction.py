@@ -1,14 +1,21 @@
-"""Eviction: the policy scores, ``select`` keeps, the buffer is compacted and everything that follows slots with it."""
+"""Eviction: the policy scores, ``select`` keeps, the buffer is compacted and everything that follows slots with it.
+
+Policies that read the buffer (keys, values, recent queries) and keep sets per head are scored one evicting row at a
+time: temporaries are those of one row, rows that don't evict cost nothing, and a row's numbers can't depend on its
+neighbours. The others are scored all rows at once.
+"""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jkv.axes import Array, Bool, Int
-from jkv.cache import KVCache
+from jkv.cache import KVCache, LayerKV
 from jkv.ops.evict import compact
-from jkv.policies.base import Slots, priority, select, victim
+from jkv.policies.base import Slots
+from jkv.policies.retention import priority, select, victim
 from jkv.state import EVICTION, DecodeState, Program, row_keys
 
 
@@ -17,31 +24,80 @@ def full_rows(state: DecodeState) -> Bool[Array, " B"]:
     return state.active & (state.cache.length == state.cache.budget)
 
 
-def see_slots(program: Program, state: DecodeState, evicting: Bool[Array, " B"]) -> Slots:
+def see_slots(program: Program, parameters: Any, books: DecodeState, layers: tuple[LayerKV, ...]) -> Slots:
     """What the policy may look at when it scores: only what it declared."""
-    cache, needs = state.cache, program.policy.needs
+    cache, needs = books.cache, program.policy.needs
     slot = jnp.arange(cache.budget)
     return Slots(
         positions=cache.positions,
         occupied=slot[None, :] < cache.length[:, None],
         length=cache.length,
-        newest=state.newest,
-        prompt_length=state.prompt_length,
-        evicting=evicting,
-        rng=row_keys(state.key, EVICTION, state.newest),
-        tokens=state.slot_tokens,
-        keys=tuple(layer.k for layer in cache.layers) if needs.keys else None,
-        values=tuple(layer.v for layer in cache.layers) if needs.values else None,
-        queries=tuple(layer.queries for layer in cache.layers) if needs.queries else None,  # pyright: ignore[reportArgumentType]
+        newest=books.newest,
+        prompt_length=books.prompt_length,
+        rng=row_keys(books.key, EVICTION, books.newest),
+        rule=program.rule,
+        model=program.config,
+        parameters=parameters,
+        tokens=books.slot_tokens,
+        keys=tuple(layer.k for layer in layers) if needs.keys or needs.queries else None,
+        values=tuple(layer.v for layer in layers) if needs.values else None,
+        queries=tuple(layer.queries for layer in layers) if needs.queries else None,  # pyright: ignore[reportArgumentType]
     )
 
 
-def evict(program: Program, state: DecodeState) -> DecodeState:
-    """Bulk eviction of every full row: ``retain`` slots stay, moved to the front in order. Others are untouched."""
-    rows = full_rows(state)
-    slots = see_slots(program, state, rows)
-    scores = priority(program.policy.score(state.policy, slots), slots, program.rule)
-    source = select(scores, slots.positions, program.rule.retain)
+def decide(
+    program: Program, parameters: Any, state: DecodeState, rows: Bool[Array, " B"], *, overwrite: bool
+) -> tuple[Int[Array, "B l k kept"], Any]:
+    """For every row that evicts: the slots that stay (kept = R) or, to ``overwrite``, the one that goes (kept = 1).
+    Other rows get the first slots. Also the policy's state after it looked."""
+    kept = 1 if overwrite else program.rule.retain
+    nothing = jnp.broadcast_to(
+        jnp.arange(kept, dtype=jnp.int32)[None, None, None], (*state.cache.positions.shape[:3], kept)
+    )
+
+    def choose(books: DecodeState, layers: tuple[LayerKV, ...]) -> tuple[Int[Array, "B l k kept"], Any]:
+        slots = see_slots(program, parameters, books, layers)
+        looked = program.policy.look(books.policy, slots)
+        scores = priority(program.policy.score(looked, slots), slots)
+        if overwrite:
+            return victim(scores, slots.positions)[..., None], looked
+        return select(scores, slots.positions, kept), looked
+
+    if not (program.policy.needs.buffer or program.rule.granularity == "head"):
+
+        def all_rows() -> tuple[Int[Array, "B l k kept"], Any]:
+            chosen, looked = choose(state, state.cache.layers)
+            keep = lambda now, before: jnp.where(jax.lax.expand_dims(rows, range(1, now.ndim)), now, before)
+            return keep(chosen, nothing), jax.tree.map(keep, looked, state.policy)
+
+        return jax.lax.cond(jnp.any(rows), all_rows, lambda: (nothing, state.policy))
+
+    row = jnp.arange(rows.shape[0], dtype=jnp.int32)
+
+    def next_row(after: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where(rows & (row > after), row, jnp.int32(rows.shape[0])))
+
+    def one_row(carry):
+        b, chosen, policy = carry
+        here, looked = choose(*row_of(dataclasses.replace(state, policy=policy), b))
+        put = lambda leaf, value: jax.lax.dynamic_update_slice_in_dim(leaf, value, b, axis=0)
+        return next_row(b), put(chosen, here), jax.tree.map(put, policy, looked)
+
+    start = (next_row(jnp.int32(-1)), nothing, state.policy)
+    _, chosen, policy = jax.lax.while_loop(lambda carry: carry[0] < rows.shape[0], one_row, start)
+    return chosen, policy
+
+
+def row_of(state: DecodeState, row: Int[Array, ""]) -> tuple[DecodeState, tuple[LayerKV, ...]]:
+    """One row [B = 1] of the books (without layers), and of each layer's buffer."""
+    cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1, axis=0)
+    books = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=()))
+    return jax.tree.map(cut, books), tuple(jax.tree.map(cut, layer) for layer in state.cache.layers)
+
+
+def evict(program: Program, parameters: Any, state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
+    """Bulk eviction of ``rows``: ``retain`` slots stay, moved to the front in order. Other rows are untouched."""
+    source, policy = decide(program, parameters, state, rows, overwrite=False)
     cache = state.cache
 
     layers = []
@@ -52,7 +108,7 @@ def evict(program: Program, state: DecodeState) -> DecodeState:
         layers.append(dataclasses.replace(layer, k=k, v=v))
 
     def follow(leaf: jax.Array) -> jax.Array:
-        if leaf.shape != slots.positions.shape:
+        if leaf.shape != cache.positions.shape:
             return leaf
         front = jnp.take_along_axis(leaf, source, axis=-1)
         front = jnp.where(rows[:, None, None, None], front, leaf[..., : program.rule.retain])
@@ -62,20 +118,17 @@ def evict(program: Program, state: DecodeState) -> DecodeState:
     return dataclasses.replace(
         state,
         cache=KVCache(tuple(layers), follow(cache.positions), length),
-        policy=jax.tree.map(follow, state.policy),
+        policy=jax.tree.map(follow, policy),
         slot_tokens=None if state.slot_tokens is None else follow(state.slot_tokens),
         evictions=state.evictions + rows.astype(jnp.int32),
     )
 
 
-def slot_to_overwrite(program: Program, state: DecodeState) -> Int[Array, "B l k"]:
-    """One-in-one-out: for full rows the victim's slot, for others the next dead slot. Nothing moves."""
-    rows = full_rows(state)
+def slot_to_overwrite(
+    program: Program, parameters: Any, state: DecodeState, rows: Bool[Array, " B"]
+) -> tuple[Int[Array, "B l k"], Any]:
+    """One-in-one-out: for ``rows`` the victim's slot, for others the next dead slot. Nothing moves. Also the policy's
+    state after it looked."""
+    chosen, policy = decide(program, parameters, state, rows, overwrite=True)
     next_slot = jnp.broadcast_to(state.cache.length[:, None, None], state.cache.positions.shape[:3])
-
-    def score() -> jax.Array:
-        slots = see_slots(program, state, rows)
-        scores = priority(program.policy.score(state.policy, slots), slots, program.rule)
-        return jnp.where(rows[:, None, None], victim(scores, slots.positions), next_slot)
-
-    return jax.lax.cond(jnp.any(rows), score, lambda: next_slot)
+    return jnp.where(rows[:, None, None], chosen[..., 0], next_slot), policy

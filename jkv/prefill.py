@@ -1,7 +1,8 @@
 """Prefill: one prompt into one row of the buffer, and its first new token.
 
 Prompts are padded to a few bucket lengths, one compiled program each. A row is filled alone (B = 1), so its numbers
-can't depend on the batch it joins.
+can't depend on the batch it joins. Prompts longer than the budget, and policies that want to know every query's
+attention, go through ``jkv.chunked_prefill`` instead.
 """
 
 import dataclasses
@@ -31,17 +32,18 @@ def buckets(budget: int, smallest: int = 32) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class PrefillAttention:
-    """Causal attention over the prompt; ``kv`` out also carries the queries."""
+    """Causal attention over the prompt; ``kv`` out is (q, k, v, x)."""
 
-    def __call__(self, q, k, v, kv):
-        out, _ = CausalAttention()(q, k, v, kv)
-        return out, (q, k, v)
+    def __call__(self, q, k, v, kv, x):
+        out, _ = CausalAttention()(q, k, v, kv, x)
+        return out, (q, k, v, x)
 
 
 def prefill(
     program: Program,
     weights: nnx.State,
     state: DecodeState,
+    parameters: Any,
     row: Int[Array, ""],
     tokens: Int[Array, " T"],
     length: Int[Array, ""],
@@ -59,34 +61,42 @@ def prefill(
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
     logits = model.logits(last)[:, 0]
 
-    budget = state.cache.budget
-    fresh = _fresh_row(program, state, length, limit, key)
+    fresh = fresh_row(program, state, length, limit, key)
     slot = jnp.broadcast_to(positions[:, None, None], (*fresh.cache.positions.shape[:3], padded))
     needs = program.policy.needs
     new = NewTokens(
         position=positions,
         slot=slot,
         valid=positions < length,
+        occupied=positions + 1,
+        prompt_length=length[None],
+        model=program.config,
+        parameters=parameters,
         tokens=tokens[None] if needs.tokens else None,
         hidden=hidden if needs.hidden else None,
-        attention=tuple(_prompt_attention(q, k, budget) for q, k, _ in per_layer) if needs.attention else None,
+        inputs=tuple(x for *_, x in per_layer) if needs.inputs else None,
     )
     layers = tuple(
         _insert_prompt(layer, row, k, v, q, length)
-        for layer, (q, k, v) in zip(state.cache.layers, per_layer, strict=True)
+        for layer, (q, k, v, _) in zip(state.cache.layers, per_layer, strict=True)
     )
     # The books of one fresh row are made at B = 1, then written over the batch's row; the buffers were written above.
     fresh = record(fresh, (), length[None], new, program)
     drawn = program.sampler(logits, row_keys(key[None], SAMPLING, fresh.position + 1))
     fresh, first = emit(fresh, drawn, program)
+    return put_row(state, fresh, layers, row), first[0]
 
-    books = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=()))
+
+def put_row(state: DecodeState, books: DecodeState, layers: tuple[LayerKV, ...], row: Int[Array, ""]) -> DecodeState:
+    """The batch with the books [B = 1] of one row written over its own, and these layers."""
     put = lambda leaf, value: jax.lax.dynamic_update_slice_in_dim(leaf, value.astype(leaf.dtype), row, axis=0)
-    books = jax.tree.map(put, books, fresh)
-    return dataclasses.replace(books, cache=dataclasses.replace(books.cache, layers=layers)), first[0]
+    batch = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=()))
+    batch = jax.tree.map(put, batch, books)
+    return dataclasses.replace(batch, cache=dataclasses.replace(batch.cache, layers=layers))
 
 
-def _fresh_row(program: Program, state: DecodeState, length, limit, key) -> DecodeState:
+def fresh_row(program: Program, state: DecodeState, length, limit, key) -> DecodeState:
+    """Books [B = 1] of a row that starts anew, for a prompt of ``length`` tokens about to be put in whole."""
     shape = program.shape(1)
     zero = jnp.zeros((1,), jnp.int32)
     cache = KVCache(
@@ -128,13 +138,3 @@ def _insert_prompt(layer: LayerKV, row, k, v, q, length) -> LayerKV:
         recent = q[0][jnp.clip(position, 0)] * (position >= 0)[:, None, None].astype(q.dtype)
         queries = jax.lax.dynamic_update_slice_in_dim(queries, recent[None].astype(queries.dtype), row, axis=0)
     return LayerKV(put(layer.k, k), put(layer.v, v), queries)
-
-
-def _prompt_attention(q: jax.Array, k: jax.Array, slots: int) -> jax.Array:
-    """Causal attention weights [1, N, T, S] of a prompt's queries, zero beyond the prompt's bucket."""
-    _, length, n, h = q.shape
-    grouped = q.reshape(1, length, k.shape[2], n // k.shape[2], h).astype(jnp.float32)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k.astype(jnp.float32)) * h**-0.5
-    causal = jnp.tril(jnp.ones((length, length), jnp.bool_))
-    weights = jax.nn.softmax(jnp.where(causal[None, None, None], logits, -jnp.inf), axis=-1)
-    return jnp.pad(weights.reshape(1, n, length, length), ((0, 0), (0, 0), (0, 0), (0, slots - length)))

@@ -5,28 +5,38 @@ checks must run for people and not for JAX. ``jax.tree_util.register_dataclass``
 """
 
 import dataclasses
-from typing import TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
 _C = TypeVar("_C", bound=type)
 
 
-@dataclass_transform(frozen_default=True)
+def static(**options: Any) -> Any:
+    """A field that is no array: hashable, and part of what a program is compiled for."""
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
 def pytree(cls: _C) -> _C:
-    """Decorator: a frozen dataclass, all of whose fields are pytree children."""
+    """Decorator: a frozen dataclass, all of whose fields are pytree children, except those made by ``static``."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    fields = dataclasses.fields(cls)
+    names = tuple(field.name for field in fields if not field.metadata.get("static"))
+    constants = tuple(field.name for field in fields if field.metadata.get("static"))
+
+    def aux(node):
+        return tuple(getattr(node, name) for name in constants)
 
     def flatten_with_keys(node):
-        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
+        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], aux(node)
 
     def flatten(node):
-        return [getattr(node, name) for name in names], None
+        return [getattr(node, name) for name in names], aux(node)
 
-    def unflatten(_, children):
+    def unflatten(values, children):
         node = object.__new__(cls)
-        for name, child in zip(names, children, strict=True):
+        for name, child in zip(names + constants, (*children, *values), strict=True):
             object.__setattr__(node, name, child)
         return node
 

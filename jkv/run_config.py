@@ -5,7 +5,7 @@ from typing import Literal
 
 from jkv.errors import UserError
 from jkv.policies import Granularity, Policy, Retention, get_policy, policy_names
-from jkv.policies.base import retain_by_ratio
+from jkv.policies.retention import retain_by_ratio
 
 DEMO_BUDGET = 128
 # Scores and positions meet in float32, which counts exactly to here.

@@ -12,7 +12,8 @@ from flax import nnx
 from jkv.axes import Array, Bool, Int, UInt32
 from jkv.cache import KVCache, empty_cache
 from jkv.config import ModelConfig
-from jkv.policies.base import Policy, Retention, Shape
+from jkv.policies.base import Policy, Shape
+from jkv.policies.retention import Retention
 from jkv.pytree import pytree
 from jkv.sampling import Sampler
 

@@ -1,6 +1,7 @@
 """One decode step, and the loop of many steps that runs on the device."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from jkv.state import SAMPLING, DecodeState, Program, row_keys
 @dataclasses.dataclass(frozen=True)
 class SlotAttention:
     """Decode's way for a query to meet keys: insert the new key and value into the row's slot, attend to the occupied
-    slots. ``kv`` in is (layer's buffer, slot [B] or [B, K]); out is the layer's buffer.
+    slots. ``kv`` in is (layer's buffer, slot [B] or [B, K]); out is (layer's buffer, attention, inputs), the latter two
+    for policies that ask for them.
 
     Rows are padded for the projections (see ``pad_rows``); the buffer is not, so padding is dropped here.
     """
@@ -30,7 +32,7 @@ class SlotAttention:
     needs: Needs
     implementation: str
 
-    def __call__(self, q, k, v, kv):
+    def __call__(self, q, k, v, kv, x):
         layer, slot = kv
         rows, padded = self.length.shape[0], q.shape[0]
         q, k, v = (x[:rows, 0] for x in (q, k, v))
@@ -42,28 +44,33 @@ class SlotAttention:
             queries = jax.vmap(put)(queries, self.position % queries.shape[1], q)
         if self.needs.attention:
             attention = attention_weights(q, k_slots, self.length, implementation=self.implementation)[:, :, None, :]
+        inputs = x[:rows] if self.needs.inputs else None
         out = jnp.pad(out, ((0, padded - rows), (0, 0), (0, 0)))
-        return out[:, None], LayerKV(k_slots, v_slots, queries, attention)
+        return out[:, None], (LayerKV(k_slots, v_slots, queries), attention, inputs)
 
 
-def step(program: Program, model: Decoder, state: DecodeState) -> tuple[DecodeState, Int[Array, " B"]]:
+def step(program: Program, model: Decoder, parameters: Any, state: DecodeState) -> tuple[DecodeState, Int[Array, " B"]]:
     """Put each active row's token into its buffer and draw the next one. Returns that token, -1 for idle rows.
 
     Rows must have room: bulk eviction happens between steps, one-in-one-out eviction here.
     """
-    cache, active, needs = state.cache, state.active, program.policy.needs
+    active, needs = state.active, program.policy.needs
     one_out = program.policy.evicts and program.rule.one_out
+    evicted = full_rows(state) if one_out else jnp.zeros_like(active)
     if one_out:
-        slot = slot_to_overwrite(program, state)
+        slot, looked = slot_to_overwrite(program, parameters, state, evicted)
+        state = dataclasses.replace(state, policy=looked)
     else:
-        slot = jnp.broadcast_to(cache.length[:, None, None], cache.positions.shape[:3])
+        slot = jnp.broadcast_to(state.cache.length[:, None, None], state.cache.positions.shape[:3])
+    cache = state.cache
     slot = jnp.minimum(slot, cache.budget - 1)  # idle rows may be full; what they write is never read
     length = jnp.where(active, jnp.minimum(cache.length + 1, cache.budget), cache.length)
 
     attend = SlotAttention(state.position, length, needs, program.implementation)
     kv_in = tuple((layer, _layer_slot(slot, index)) for index, layer in enumerate(cache.layers))
     tokens, positions = pad_rows(state.token), pad_rows(state.position)
-    hidden, layers = model(tokens[:, None], positions[:, None], attend, kv_in)
+    hidden, per_layer = model(tokens[:, None], positions[:, None], attend, kv_in)
+    layers, attention, inputs = zip(*per_layer, strict=True)
     rows = state.token.shape[0]
     logits = model.logits(hidden)[:rows, 0]
 
@@ -71,11 +78,15 @@ def step(program: Program, model: Decoder, state: DecodeState) -> tuple[DecodeSt
         position=state.position[:, None],
         slot=slot[..., None],
         valid=active[:, None],
+        occupied=length[:, None],
+        prompt_length=state.prompt_length,
+        model=program.config,
+        parameters=parameters,
         tokens=state.token[:, None] if needs.tokens else None,
         hidden=hidden[:rows] if needs.hidden else None,
-        attention=_attention_of(layers) if needs.attention else None,
+        inputs=inputs if needs.inputs else None,
+        attention=attention if needs.attention else None,
     )
-    evicted = full_rows(state) if one_out else jnp.zeros_like(active)
     drawn = program.sampler(logits, row_keys(state.key, SAMPLING, state.position + 1))
     state = record(state, layers, length, new, program)
     state = dataclasses.replace(
@@ -91,14 +102,10 @@ def _layer_slot(slot: Int[Array, "B l k"], index: int) -> jax.Array:
     return of_layer if of_layer.shape[1] > 1 else of_layer[:, 0]
 
 
-def _attention_of(layers: tuple[LayerKV, ...]) -> tuple[jax.Array, ...]:
-    return tuple(layer.attention for layer in layers)  # pyright: ignore[reportReturnType]
-
-
 def record(state: DecodeState, layers, length, new: NewTokens, program: Program) -> DecodeState:
     """Books after tokens were inserted: positions, the policy's own state, token ids if the policy wants them."""
     cache = KVCache(
-        layers=tuple(dataclasses.replace(layer, attention=None) for layer in layers),
+        layers=layers,
         positions=new.write(state.cache.positions, new.position[:, None, None, :]),
         length=length,
     )
@@ -139,6 +146,7 @@ def decode(
     program: Program,
     weights: nnx.State,
     state: DecodeState,
+    parameters: Any,
     stop_on_finish: Bool[Array, ""],
     stop_on_evict: Bool[Array, ""],
     *,
@@ -163,12 +171,12 @@ def decode(
 
     def one_step(carry):
         state, out, done = carry
-        state, token = step(program, model, state)
+        state, token = step(program, model, parameters, state)
         return state, jax.lax.dynamic_update_slice(out, token[:, None], (jnp.int32(0), done)), done + 1
 
     def until_full(carry):
         carry = jax.lax.while_loop(lambda c: more(c) & ~jnp.any(full_rows(c[0])), one_step, carry)
-        return evict(program, carry[0]), *carry[1:]
+        return evict(program, parameters, carry[0], full_rows(carry[0])), *carry[1:]
 
     body = until_full if program.bulk else one_step
     state, out, _ = jax.lax.while_loop(more, body, (state, out, jnp.int32(0)))

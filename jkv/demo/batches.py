@@ -88,7 +88,8 @@ class RowsAttention:
 
     layout: Layout
 
-    def __call__(self, q, k, v, kv):
+    def __call__(self, q, k, v, kv, x):
+        del x
         n, k_heads, h = q.shape[2], k.shape[2], q.shape[3]
         g = n // k_heads
         outs, start = [], 0

@@ -1,6 +1,6 @@
 """Attention block. It projects and rotates; how queries meet keys (and what is cached) is the caller's choice.
 
-The caller passes an *attend* function ``(q, k, v, kv) -> (out, kv)``: cache in, cache out. ``CausalAttention`` below
+The caller passes an *attend* function ``(q, k, v, kv, x) -> (out, kv)``: cache in, cache out. ``CausalAttention`` below
 is the one for whole sequences (training, prefill); decoding passes its own, over the KV buffer.
 """
 
@@ -18,10 +18,17 @@ from jkv.models.rope import rotate
 
 @runtime_checkable
 class Attend(Protocol):
-    """How queries meet keys. ``kv`` is whatever the caller keeps per layer; keys arrive after RoPE."""
+    """How queries meet keys. ``kv`` is whatever the caller keeps per layer; keys arrive after RoPE. ``x`` is what q,
+    k and v were projected from."""
 
     def __call__(
-        self, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], kv: Any, /
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        kv: Any,
+        x: Float[Array, "B T D"],
+        /,
     ) -> tuple[Float[Array, "B T N H"], Any]: ...
 
 
@@ -32,8 +39,8 @@ class CausalAttention:
     Right-padding needs no mask: a real token never looks at what comes after it.
     """
 
-    def __call__(self, q, k, v, kv):
-        del kv
+    def __call__(self, q, k, v, kv, x):
+        del kv, x
         with jax.numpy_dtype_promotion("standard"):  # in bfloat16 it promotes its logits to float32 implicitly
             return jax.nn.dot_product_attention(q, k, v, is_causal=True), (k, v)
 
@@ -57,5 +64,5 @@ class Attention(nnx.Module):
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        out, kv = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, kv)
+        out, kv = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, kv, x)
         return self.o(out), kv

@@ -3,28 +3,60 @@
 from typing import TypeVar
 
 from jkv.errors import UserError
-from jkv.policies.base import Granularity, Needs, NewTokens, Policy, Retention, Shape, Slots
+from jkv.policies.base import Context, Needs, NewTokens, Policy, Shape, Slots
+from jkv.policies.dynts import DynTS
+from jkv.policies.expected_attention import ExpectedAttention
 from jkv.policies.full import Full
+from jkv.policies.gkv import GKV
+from jkv.policies.h2o import H2O
+from jkv.policies.keydiff import KeyDiff
+from jkv.policies.knorm import KNorm
+from jkv.policies.lazy import Lazy
+from jkv.policies.raas import RaaS
 from jkv.policies.random import Random
+from jkv.policies.retention import Granularity, Retention
+from jkv.policies.rkv import RKV
+from jkv.policies.sepllm import SepLLM
+from jkv.policies.snapkv import SnapKV
 from jkv.policies.streaming import Streaming
+from jkv.policies.tova import TOVA
+from jkv.policies.triattention import TriAttention
+from jkv.policies.trimkv import TrimKV
+from jkv.policies.vase import VaSE
 from jkv.policies.window import Window
 
 __all__ = [
+    "GKV",
+    "H2O",
+    "RKV",
+    "TOVA",
+    "Context",
+    "DynTS",
+    "ExpectedAttention",
     "Full",
     "Granularity",
+    "KNorm",
+    "KeyDiff",
+    "Lazy",
     "Needs",
     "NewTokens",
     "Policy",
+    "RaaS",
     "Random",
     "Retention",
+    "SepLLM",
     "Shape",
     "Slots",
+    "SnapKV",
     "Streaming",
+    "TriAttention",
+    "TrimKV",
+    "VaSE",
     "Window",
     "get_policy",
     "policy_names",
     "register",
-]  # fmt: skip
+]
 
 _POLICIES: dict[str, type[Policy]] = {}
 _P = TypeVar("_P", bound=type[Policy])
@@ -58,5 +90,9 @@ def get_policy(name: str) -> type[Policy]:
     return _POLICIES[name]
 
 
-for _policy in (Full, Window, Streaming, Random):
+_BUILT_IN = (
+    Full, Window, Streaming, Random, SepLLM, H2O, SnapKV, RKV, TOVA, KNorm, KeyDiff, ExpectedAttention, Lazy, RaaS,
+    TriAttention, VaSE, GKV, TrimKV, DynTS,
+)  # fmt: skip
+for _policy in _BUILT_IN:
     register(_policy)

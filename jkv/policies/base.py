@@ -1,30 +1,30 @@
-"""The policy interface, and the one place that selects what stays.
+"""The policy interface: what a policy may ask for, what it is shown, and what it answers.
 
 A policy only scores: state in, scores out, over pytrees. It declares what it needs, and the step computes only that.
-Protection (sinks, pinned prompt, window), the tie rule and the number of kept slots are the same for all policies and
-live in ``select``.
+Protection, ties and the number of kept slots are the same for all policies; see ``jkv.policies.retention``.
 """
 
 import dataclasses
-import math
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jkv.axes import Array, Bool, Float, Int
-from jkv.errors import UserError
-from jkv.pytree import pytree
-
-Granularity = Literal["shared", "head"]
+from jkv.config import ModelConfig
+from jkv.policies.retention import Retention
+from jkv.pytree import pytree, static
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
     """What the step has to compute for a policy. Nothing is free; the default asks for nothing.
 
-    queries: how many of the newest queries (after RoPE) to remember.  attention: each step's attention weights.
-    keys, values: the buffer, when scoring.  hidden: final-norm hidden state of each token.  tokens: its id.
+    Paid at an eviction: keys, values (the row's buffer), queries (the newest n queries after RoPE; remembering them
+    costs a ring of n).
+    Paid at every token: attention (its weights over the slots: a second pass over the keys), hidden (its final-norm
+    hidden state), inputs (what entered each layer's attention, after its norm), tokens (its id).
     """
 
     queries: int = 0
@@ -32,7 +32,13 @@ class Needs:
     keys: bool = False
     values: bool = False
     hidden: bool = False
+    inputs: bool = False
     tokens: bool = False
+
+    @property
+    def buffer(self) -> bool:
+        """Whether scoring reads the KV buffer. Such policies are shown one row at a time."""
+        return self.keys or self.values or self.queries > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +60,37 @@ class Shape:
         return jnp.zeros((self.rows, self.keep_layers, self.keep_heads, self.slots), dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a policy is made ready with: the model's config, its tokenizer and directory, and ``--predictor``.
+
+    Tokenizer and paths are None where there are none (an Engine over bare weights).
+    """
+
+    config: ModelConfig
+    tokenizer: Any = None
+    directory: Path | None = None
+    predictor: Path | None = None
+
+
 @pytree
 class NewTokens:
-    """Tokens just inserted: the prompt at prefill (B = 1, T its bucket), else one a row (T = 1).
+    """Tokens just inserted: a piece of a prompt (B = 1), or one a row (T = 1).
 
-    Fields a policy did not ask for are None. ``attention`` and ``queries`` are per layer.
+    occupied: slots occupied once the token is in, itself included: what its query sees.
+    Fields a policy did not ask for are None. ``attention`` and ``inputs`` are per layer; dead slots get no attention.
     """
 
     position: Int[Array, "B T"]
     slot: Int[Array, "B l k T"]
     valid: Bool[Array, "B T"]
+    occupied: Int[Array, "B T"]
+    prompt_length: Int[Array, " B"]
+    model: ModelConfig = static()
+    parameters: Any = ()
     tokens: Int[Array, "B T"] | None = None
     hidden: Float[Array, "B T D"] | None = None
+    inputs: tuple[Float[Array, "B T D"], ...] | None = None
     attention: tuple[Float[Array, "B N T S"], ...] | None = None
 
     def write(self, leaf: Array, values: Array) -> Array:
@@ -79,133 +104,91 @@ class NewTokens:
 
 @pytree
 class Slots:
-    """What a policy sees when it scores. Fields it did not ask for are None; keys, values, queries are per layer."""
+    """What a policy sees when it scores. Fields it did not ask for are None; keys, values, queries are per layer.
+
+    queries: a ring; that of position p is at p mod n.  rng: [B] random keys, fresh at every eviction.
+    ascending: slots are in order of position (always so when evictions are in bulk).
+    parameters: what the policy's ``bind`` returned.
+    """
 
     positions: Int[Array, "B l k S"]
     occupied: Bool[Array, "B S"]
     length: Int[Array, " B"]
     newest: Int[Array, " B"]
     prompt_length: Int[Array, " B"]
-    evicting: Bool[Array, " B"]
-    rng: jax.Array  # [B] random keys, fresh at every eviction
+    rng: jax.Array
+    rule: Retention = static()
+    model: ModelConfig = static()
+    parameters: Any = ()
     tokens: Int[Array, "B l k S"] | None = None
     keys: tuple[Float[Array, "B K S H"], ...] | None = None
     values: tuple[Float[Array, "B K S H"], ...] | None = None
     queries: tuple[Float[Array, "B n N H"], ...] | None = None
 
+    @property
+    def ascending(self) -> bool:
+        """Whether slots are in order of position: always, unless single slots are overwritten."""
+        return not self.rule.one_out
+
+    @property
+    def protected(self) -> Bool[Array, "B l k S"]:
+        """Slots of the window, the sinks, and the prompt if it is pinned."""
+        position = self.positions
+        safe = position > (self.newest - self.rule.window)[:, None, None, None]
+        safe |= position < self.rule.sinks
+        if self.rule.pin_prompt:
+            safe |= position < self.prompt_length[:, None, None, None]
+        return safe
+
+    def of_layer(self, x: Array, layer: int) -> Array:
+        """[B, l, k, S] cut to one layer: [B, k, S]."""
+        return x[:, layer if x.shape[1] > 1 else 0]
+
 
 class Policy:
     """Base of every policy: subclass, set ``name`` (and ``needs``), implement ``score``.
 
-    Subclasses are frozen dataclasses: their fields are the policy's options, and they are hashable, so a policy can be
-    a static argument of the jitted step.
+    Subclasses are frozen dataclasses: their fields are the policy's options (``--options name=value``), and they are
+    hashable, so a policy can be a static argument of the jitted step.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs()  # a subclass whose needs depend on its options makes it a property
     pin_prompt: ClassVar[bool] = False  # default of the flag
     sinks: ClassVar[int] = 0  # default of the flag
     evicts: ClassVar[bool] = True
 
+    @classmethod
+    def default_window(cls, budget: int, retain: int | None) -> int:
+        """Newest tokens never evicted, unless ``--window`` is given."""
+        del retain
+        return budget // 8
+
+    def bind(self, context: Context) -> tuple["Policy", Any]:
+        """The policy made ready for a model (token ids looked up, say), and its parameters: a pytree of arrays that
+        ``observe`` and ``score`` find in ``new.parameters`` and ``slots.parameters``.
+
+        Raises UserError when something it can't do without is missing.
+        """
+        del context
+        return self, ()
+
     def init(self, shape: Shape) -> Any:
         """A pytree with leading axis B on every leaf. Leaves of shape [B, l, k, S] follow their slots when the buffer
         is compacted."""
+        del shape
         return ()
 
     def observe(self, state: Any, new: NewTokens) -> Any:
-        """Called once for a prompt and after every token."""
+        """Called after every token, and after every piece of a prompt."""
         del new
+        return state
+
+    def look(self, state: Any, slots: Slots) -> Any:
+        """Called at an eviction, before ``score``: for what a policy learns only then."""
+        del slots
         return state
 
     def score(self, state: Any, slots: Slots) -> Float[Array, "B l k S"]:
         """Higher stays longer. [B, 1, 1, S], or [B, L, K, S] for a score per layer and KV head."""
         raise NotImplementedError(f"policy {type(self).__name__} has no score")
-
-
-@dataclasses.dataclass(frozen=True)
-class Retention:
-    """The budget words of one run: how much stays, and what is never evicted.
-
-    budget: slots a row owns (S).  retain: slots occupied right after an eviction.  window: the newest tokens.
-    sinks: the oldest.  pin_prompt: the prompt.  granularity: one keep set a row, or one a layer and KV head.
-    """
-
-    budget: int
-    retain: int
-    window: int = 0
-    sinks: int = 0
-    pin_prompt: bool = False
-    granularity: Granularity = "shared"
-
-    def __post_init__(self):
-        if self.budget < 1:
-            raise UserError(f"a budget of {self.budget} slots holds nothing", where="--budget", mend="give at least 1")
-        if not 1 <= self.retain <= self.budget:
-            mend = f"give 1 to {self.budget - 1}"
-            raise UserError(f"retain {self.retain} is outside 1..{self.budget}", where="--retain", mend=mend)
-        for name in ("window", "sinks"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}", where=f"--{name}", mend="give 0 or more")
-        if self.sinks + self.window > self.retain:
-            raise UserError(
-                f"{self.sinks} sinks + window {self.window} = {self.sinks + self.window} don't fit the {self.retain} "
-                f"slots kept of a budget of {self.budget}",
-                where="--window",
-                mend="raise --budget or --retain, or lower --window or --sinks",
-            )
-
-    @property
-    def one_out(self) -> bool:
-        """One token out, one in: the evicted slot is overwritten and nothing moves."""
-        return self.retain == self.budget - 1
-
-    def check_prompt(self, length: int, where: str) -> None:
-        """Raise UserError if a prompt of ``length`` tokens, or what must be protected with it, does not fit."""
-        if length > self.budget:
-            raise UserError(
-                f"the prompt has {length} tokens, the budget {self.budget} slots", where=where, mend="raise --budget"
-            )
-        protected = max(length if self.pin_prompt else 0, self.sinks) + self.window
-        if self.retain < self.budget and protected > self.retain:
-            what = f"prompt of {length}" if self.pin_prompt else f"{self.sinks} sinks"
-            raise UserError(
-                f"the pinned {what} + window {self.window} = {protected} tokens don't fit the {self.retain} slots kept "
-                f"of a budget of {self.budget}",
-                where=where,
-                mend="raise --budget or --retain, lower --window, or use --no-pin-prompt",
-            )
-
-
-def retain_by_ratio(budget: int, window: int, ratio: float) -> int:
-    """DynTS's rule: window + floor(ratio * (n - window)); n, the slots occupied at the eviction, is the budget."""
-    return window + math.floor(ratio * max(budget - window, 0))
-
-
-def priority(
-    scores: Float[Array, "B score_layers score_heads S"], slots: Slots, rule: Retention
-) -> Float[Array, "B l k S"]:
-    """The policy's scores on the run's keep sets, with protected slots at +inf and dead ones at -inf."""
-    if rule.granularity == "shared" and scores.shape[1:3] != (1, 1):
-        scores = jnp.mean(scores, axis=(1, 2), keepdims=True)
-    scores = jnp.broadcast_to(scores, slots.positions.shape).astype(jnp.float32)
-    position = slots.positions
-    protected = position > (slots.newest - rule.window)[:, None, None, None]
-    protected |= position < rule.sinks
-    if rule.pin_prompt:
-        protected |= position < slots.prompt_length[:, None, None, None]
-    scores = jnp.where(protected, jnp.inf, scores)
-    return jnp.where(slots.occupied[:, None, None, :], scores, -jnp.inf)
-
-
-def select(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"], retain: int) -> Int[Array, "B l k R"]:
-    """The ``retain`` slots of highest score, ascending by slot. Ties: the newest position stays."""
-    slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 3)
-    *_, ranked = jax.lax.sort((scores, positions, slot), dimension=-1, num_keys=2)
-    return jnp.sort(ranked[..., scores.shape[-1] - retain :], axis=-1)
-
-
-def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) -> Int[Array, "B l k"]:
-    """The one slot to overwrite: lowest score, and among equals the oldest position."""
-    lowest = jnp.min(scores, axis=-1, keepdims=True)
-    age = jnp.where(scores == lowest, positions, jnp.iinfo(jnp.int32).max)
-    return jnp.argmin(age, axis=-1).astype(jnp.int32)

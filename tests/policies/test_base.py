@@ -1,5 +1,6 @@
 """Selection, protection and the tie rule against plain Python; the budget words."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -9,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.policies import Policy, Random, Retention, Slots, get_policy, policy_names, register
-from jkv.policies.base import priority, retain_by_ratio, select, victim
+from jkv.policies.retention import priority, retain_by_ratio, select, victim
 from jkv.state import EVICTION, request_key, row_keys
 
 S = 24
 
 
-def slots_of(positions: np.ndarray, prompt_length: int = 0, seed: int = 0) -> Slots:
+MODEL = ModelConfig("llama", 97, 40, 72, 3, 4, 2, 12, 1e4)
+
+
+def slots_of(positions: np.ndarray, prompt_length: int = 0, seed: int = 0, rule: Retention | None = None) -> Slots:
     """A full buffer of one row, [1, l, k, S]."""
     newest = jnp.asarray([int(positions.max())], jnp.int32)
     key = jnp.asarray(request_key(seed, "x", 0))[None]
@@ -27,8 +32,9 @@ def slots_of(positions: np.ndarray, prompt_length: int = 0, seed: int = 0) -> Sl
         length=jnp.asarray([positions.shape[-1]], jnp.int32),
         newest=newest,
         prompt_length=jnp.asarray([prompt_length], jnp.int32),
-        evicting=jnp.ones((1,), jnp.bool_),
         rng=row_keys(key, EVICTION, newest),
+        rule=rule or Retention(S, 10),
+        model=MODEL,
     )
 
 
@@ -50,12 +56,12 @@ def test_select_and_victim_follow_the_tie_rule(scores, order, retain):
 @given(
     gaps=st.lists(st.integers(1, 5), min_size=S, max_size=S),
     window=st.integers(0, 8), sinks=st.integers(0, 6), prompt=st.integers(0, 8), pin=st.booleans(),
+    score=st.lists(st.sampled_from([-math.inf, 0.0, 1.0, math.inf, math.nan]), min_size=S, max_size=S),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_protected_tokens_survive_and_exactly_retain_stay(gaps, window, sinks, prompt, pin):
+def test_protected_tokens_survive_any_score_and_exactly_retain_stay(gaps, window, sinks, prompt, pin, score):
+    scores = jnp.asarray(score, jnp.float32).reshape(1, 1, 1, S)
     positions = np.cumsum([0, *gaps[1:]])
-    rule = Retention(S, 23, window, sinks, pin)
-    slots = slots_of(positions.reshape(1, 1, 1, S), prompt)
     protected = {
         int(p)
         for p in positions
@@ -63,7 +69,8 @@ def test_protected_tokens_survive_and_exactly_retain_stay(gaps, window, sinks, p
     }  # fmt: skip
     for retain in range(max(1, len(protected)), S):
         rule = Retention(S, max(retain, sinks + window, 1), window, sinks, pin)
-        kept = select(priority(jnp.zeros((1, 1, 1, S)), slots, rule), slots.positions, rule.retain)
+        slots = slots_of(positions.reshape(1, 1, 1, S), prompt, rule=rule)
+        kept = select(priority(scores, slots), slots.positions, rule.retain)
         kept_positions = {int(positions[i]) for i in kept[0, 0, 0].tolist()}
         assert len(kept_positions) == rule.retain
         assert protected <= kept_positions
@@ -72,18 +79,27 @@ def test_protected_tokens_survive_and_exactly_retain_stay(gaps, window, sinks, p
 def test_dead_slots_are_never_kept_before_live_ones():
     slots = slots_of(np.arange(S).reshape(1, 1, 1, S))
     live = jnp.arange(S)[None] < 10
-    import dataclasses
-
     slots = dataclasses.replace(slots, occupied=live)
     scores = jnp.full((1, 1, 1, S), 1.0).at[..., 10:].set(jnp.inf)
-    kept = select(priority(scores, slots, Retention(S, 10)), slots.positions, 10)
+    kept = select(priority(scores, slots), slots.positions, 10)
     assert kept[0, 0, 0].tolist() == list(range(10))
+
+
+def test_infinite_and_undefined_scores_have_their_place():
+    """+inf is the highest a policy can say, newest kept among equals; NaN is as low as -inf; both above a dead slot."""
+    slots = slots_of(np.arange(S).reshape(1, 1, 1, S))
+    scores = jnp.zeros((1, 1, 1, S)).at[..., jnp.asarray([2, 5, 7])].set(jnp.inf).at[..., 9].set(jnp.nan)
+    ranked = priority(scores.at[..., 11].set(-jnp.inf), slots)
+    assert select(ranked, slots.positions, 2)[0, 0, 0].tolist() == [5, 7]
+    assert sorted(set(range(S)) - set(select(ranked, slots.positions, S - 2)[0, 0, 0].tolist())) == [9, 11]
+    dead = priority(scores, dataclasses.replace(slots, occupied=jnp.arange(S)[None] != 3))
+    assert int(victim(dead, slots.positions)[0, 0, 0]) == 3
 
 
 def test_scores_per_head_are_averaged_when_the_keep_set_is_shared():
     slots = slots_of(np.arange(S).reshape(1, 1, 1, S))
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 2, S)), jnp.float32)
-    got = priority(scores, slots, Retention(S, 10))
+    got = priority(scores, slots)
     np.testing.assert_allclose(got, scores.mean((1, 2), keepdims=True), rtol=1e-6)
 
 
@@ -95,10 +111,10 @@ def test_random_keeps_every_token_equally_often():
     many = lambda x: jnp.broadcast_to(x, (draws, *x.shape[1:]))
     slots = Slots(
         positions=many(slots.positions), occupied=many(slots.occupied), length=many(slots.length),
-        newest=many(slots.newest), prompt_length=many(slots.prompt_length), evicting=many(slots.evicting),
+        newest=many(slots.newest), prompt_length=many(slots.prompt_length), rule=rule, model=MODEL,
         rng=row_keys(raw, EVICTION, many(slots.newest)),
     )  # fmt: skip
-    kept = select(priority(Random().score((), slots), slots, rule), slots.positions, rule.retain)
+    kept = select(priority(Random().score((), slots), slots), slots.positions, rule.retain)
     counts = np.bincount(np.asarray(kept).ravel(), minlength=S)
     # Draws without replacement vary less than a multinomial's: scale the statistic by its own variance.
     statistic = ((counts - draws * 10 / S) ** 2).sum() / (draws * 10 / S * (1 - 10 / S)) * (S - 1) / S

@@ -1,0 +1,159 @@
+"""Chunked prefill: a prompt read in pieces, each attending to the buffer; a full buffer evicts in between.
+
+It gives what decoding would give if the prompt's tokens were drawn one by one: a row that is full evicts before its
+next token. It serves prompts longer than the budget, and policies that want every query's attention weights, which
+for a whole prompt at once would be T x T. A piece is at most CHUNK tokens, and ends where the buffer is full.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jkv.axes import Array, Bool, Int, UInt32
+from jkv.cache import LayerKV
+from jkv.eviction import evict, row_of
+from jkv.policies.base import Needs, NewTokens
+from jkv.prefill import fresh_row, put_row
+from jkv.state import SAMPLING, DecodeState, Program, row_keys
+from jkv.step import emit, record
+
+CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkAttention:
+    """A piece's way to meet keys: it goes into the row's next slots, and each token attends to what is there then.
+
+    ``kv`` in is the layer's buffer; out is (buffer, attention, inputs). Tokens at or past ``count`` are padding: never
+    written, never read.
+    """
+
+    row: Int[Array, ""]
+    position: Int[Array, " T"]
+    length: Int[Array, ""]
+    count: Int[Array, ""]
+    needs: Needs
+
+    def __call__(self, q, k, v, kv, x):
+        layer: LayerKV = kv
+        piece, (slots, h) = q.shape[1], layer.k.shape[2:]
+        token = jnp.arange(piece)
+        at = jnp.where(token < self.count, self.length + token, slots)  # out of range: dropped
+        put = lambda buffer, new: buffer.at[self.row, :, at].set(new[0].astype(buffer.dtype), mode="drop")
+        k_slots, v_slots = put(layer.k, k), put(layer.v, v)
+
+        cut = lambda buffer: jax.lax.dynamic_index_in_dim(buffer, self.row, keepdims=False)  # [K, S, H]
+        seen = jnp.arange(slots)[None, :] <= (self.length + token)[:, None]  # [T, S]
+        keys = cut(k_slots).astype(jnp.float32)
+        live = jnp.arange(slots) < self.length + self.count
+        values = jnp.where(live[None, :, None], cut(v_slots).astype(jnp.float32), 0.0)
+        grouped = q[0].reshape(piece, keys.shape[0], -1, h).astype(jnp.float32)
+        logits = jnp.einsum("TKGH,KSH->KGTS", grouped, keys) * h**-0.5
+        weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -jnp.inf), axis=-1)
+        out = jnp.einsum("KGTS,KSH->TKGH", weights, values).reshape(q.shape).astype(q.dtype)
+
+        queries = layer.queries
+        if queries is not None:
+            n = queries.shape[1]
+            # Of the piece's tokens only the last n may write: ring places must not be written twice.
+            place = jnp.where((token < self.count) & (token >= self.count - n), self.position % n, n)
+            queries = queries.at[self.row, place].set(q[0].astype(queries.dtype), mode="drop")
+        attention = weights.reshape(1, q.shape[2], piece, slots) if self.needs.attention else None
+        return out, (LayerKV(k_slots, v_slots, queries), attention, x if self.needs.inputs else None)
+
+
+def chunked_prefill(
+    program: Program,
+    weights: nnx.State,
+    state: DecodeState,
+    parameters: Any,
+    row: Int[Array, ""],
+    tokens: Int[Array, " P"],
+    done: Int[Array, ""],
+    length: Int[Array, ""],
+    limit: Int[Array, ""],
+    key: UInt32[Array, " 2"],
+    stop_on_evict: Bool[Array, ""],
+) -> tuple[DecodeState, Int[Array, ""], Int[Array, ""]]:
+    """Read a prompt of ``length`` tokens (padded to P) into ``row``, from token ``done`` on, and draw its first token.
+
+    With ``stop_on_evict`` it returns after every eviction, to be called again with the ``done`` it returned. Returns
+    the state, ``done``, and the first token (-1 until ``done`` is ``length``).
+    """
+    model = nnx.merge(program.graph, weights)
+    fresh = fresh_row(program, state, length, limit, key)
+    # The first token is drawn at the end: until then the row is at work on its prompt and nothing is generated.
+    start, _ = row_of(state, row)
+    books = jax.tree.map(lambda new, old: jnp.where(done == 0, new.astype(old.dtype), old), fresh, start)
+    state = put_row(state, books, state.cache.layers, row)
+    state = dataclasses.replace(state, position=state.position.at[row].set(done))
+    rows = jnp.arange(state.active.shape[0]) == row
+    piece = min(CHUNK, tokens.shape[0], state.cache.budget)
+    evictions_before = state.evictions[row]
+    last = jnp.zeros((1, 1, program.config.d_model), model.embed[...].dtype)
+
+    def more(carry) -> jax.Array:
+        state, done, _ = carry
+        return (done < length) & ~(stop_on_evict & (state.evictions[row] > evictions_before))
+
+    def read(carry):
+        state, done, last = carry
+        room = state.cache.budget - state.cache.length[row]
+        count = jnp.minimum(jnp.minimum(piece, room), length - done)
+        padded = jnp.pad(tokens, (0, piece))  # so that a piece never starts too late to be cut whole
+        ids = jax.lax.dynamic_slice_in_dim(padded, done, piece)
+        state, hidden = _read_piece(program, model, parameters, state, row, ids, count)
+        newest = jax.lax.dynamic_slice_in_dim(hidden, jnp.maximum(count - 1, 0), 1, axis=1)
+        state = _evict_if_full(program, parameters, state, rows, more_to_come=done + count < length)
+        return state, done + count, jnp.where(count > 0, newest, last)
+
+    state, done, last = jax.lax.while_loop(more, read, (state, done, last))
+
+    finished = done == length
+    books, _ = row_of(state, row)
+    books = dataclasses.replace(books, position=length[None] - 1, active=jnp.ones((1,), jnp.bool_))
+    drawn = program.sampler(model.logits(last)[:, 0], row_keys(key[None], SAMPLING, length[None]))
+    ended, first = emit(books, drawn, program)
+    waiting = dataclasses.replace(books, position=done[None], active=jnp.zeros((1,), jnp.bool_))
+    books = jax.tree.map(lambda x, y: jnp.where(finished, x, y), ended, waiting)
+    return put_row(state, books, state.cache.layers, row), done, jnp.where(finished, first[0], -1)
+
+
+def _read_piece(
+    program: Program, model, parameters: Any, state: DecodeState, row, ids: Int[Array, " T"], count: Int[Array, ""]
+) -> tuple[DecodeState, jax.Array]:
+    """``count`` of the tokens ``ids`` into the row's next slots. Returns the state and hidden states [1, T, D]."""
+    books, _ = row_of(state, row)
+    needs, token = program.policy.needs, jnp.arange(ids.shape[0])
+    length, position = books.cache.length[0], books.position[0] + token
+    attend = ChunkAttention(row, position, length, count, needs)
+    hidden, per_layer = model(ids[None], position[None], attend, state.cache.layers)
+    layers, attention, inputs = zip(*per_layer, strict=True)
+    slot = jnp.broadcast_to((length + token)[None, None, None], (*books.cache.positions.shape[:3], ids.shape[0]))
+    new = NewTokens(
+        position=position[None],
+        slot=slot,
+        valid=(token < count)[None],
+        occupied=(length + token + 1)[None],
+        prompt_length=books.prompt_length,
+        model=program.config,
+        parameters=parameters,
+        tokens=ids[None] if needs.tokens else None,
+        hidden=hidden if needs.hidden else None,
+        inputs=inputs if needs.inputs else None,
+        attention=attention if needs.attention else None,
+    )
+    books = record(books, (), (length + count)[None], new, program)
+    books = dataclasses.replace(books, position=books.position + count)
+    return put_row(state, books, layers, row), hidden
+
+
+def _evict_if_full(program: Program, parameters: Any, state: DecodeState, rows, *, more_to_come) -> DecodeState:
+    """A full row evicts if another token is coming; compaction serves one-in-one-out as well (the same tokens stay)."""
+    full = rows & (state.cache.length == state.cache.budget) & more_to_come
+    if not program.policy.evicts:
+        return state
+    return evict(program, parameters, state, full)

@@ -1,0 +1,21 @@
+"""knorm: keys of small L2 norm stay (arXiv:2406.11430). Score = -||k||, of the key as cached, after RoPE."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jkv.policies.base import Needs, Policy, Slots
+from jkv.policies.keep_sets import stack
+
+
+@dataclasses.dataclass(frozen=True)
+class KNorm(Policy):
+    """No state, no attention."""
+
+    name = "knorm"
+    needs = Needs(keys=True)
+
+    def score(self, state, slots: Slots):
+        del state
+        assert slots.keys is not None
+        return stack([-jnp.linalg.norm(k.astype(jnp.float32), axis=-1) for k in slots.keys])

@@ -1,0 +1,54 @@
+"""rkv: attention less redundancy (R-KV, arXiv:2505.24133).
+
+    I = maxpool7(mean over the last 8 queries of softmax(max over the group of q k / sqrt(H)))
+    R = softmax(mean cosine similarity with the other keys, the newest similar one spared)
+    score = lambda I - (1 - lambda) R
+
+The maximum over the group is before the softmax, which runs over the slots that are not observed. lambda .1 is the
+source's; .5 is better on some models. The source evicts every 128 tokens (``--retain`` budget - 128) and keeps the last
+8 (``--window 8``).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jkv.policies import observed
+from jkv.policies.base import Needs, Policy, Slots
+from jkv.policies.keep_sets import stack
+from jkv.policies.redundancy import redundancy
+
+
+@dataclasses.dataclass(frozen=True)
+class RKV(Policy):
+    """lam: lambda, the weight of attention against redundancy.  queries: how many of the newest look.
+    width: of the max-pool.  threshold: cosine above which keys are similar."""
+
+    lam: float = 0.1
+    queries: int = 8
+    width: int = 7
+    threshold: float = 0.5
+
+    name = "rkv"
+
+    @property
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A ring of the newest queries, and the keys."""
+        return Needs(queries=self.queries, keys=True)
+
+    def score(self, state, slots: Slots):
+        del state
+        assert slots.keys is not None
+        n = self.queries
+        layers = []
+        for layer, keys in enumerate(slots.keys):
+            recent = observed.observed(slots, layer, n)
+            mask = observed.seen(slots, layer, n) & ~recent[:, None]
+            strongest = jnp.max(observed.logits(slots, layer), axis=3, keepdims=True)
+            weights = observed.softmax(strongest, mask)[:, :, :, 0]
+            importance = observed.mean_over_queries(weights, slots)
+            importance = observed.pool(importance, slots, layer, width=self.width, kind="max", leave_out=recent)
+            alike = redundancy(keys, slots.of_layer(slots.positions, layer), slots.occupied, self.threshold)
+            score = self.lam * importance - (1 - self.lam) * alike
+            layers.append(observed.observed_on_top(score, slots, layer, n))
+        return stack(layers)

@@ -1,0 +1,89 @@
+"""trimkv: each token is born with a learned rate of being forgotten (TrimKV, arXiv:2512.03324).
+
+A gate a layer says, from what enters the layer's attention, how fast each KV head forgets a token:
+
+    log beta_i = logsigmoid(W2 silu(W1 x_i + b1) + b),  D -> 512 -> K
+    score = (t - i) log beta_i,  t the newest position
+
+With granularity shared, log beta is averaged over layers and KV heads. Gates come as safetensors with the names of the
+source: model.layers.N.self_attn.retention_gate.{linear1.weight, linear1.bias, linear2.weight, bias} (its .pth files are
+pickles, which jkv does not open: save their tensors as safetensors first). Gates of its other forms, which look at keys
+and values, have other shapes and are refused.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jkv.axes import Array, Float
+from jkv.config import ModelConfig
+from jkv.errors import UserError
+from jkv.ops.rows import pad_rows
+from jkv.policies.base import Context, Needs, NewTokens, Policy, Shape, Slots
+from jkv.policies.keep_sets import stack
+from jkv.tensors import read_tensors, tensor_shapes
+
+_NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrimKV(Policy):
+    """State: log beta of each slot. Parameters: the gates, from ``--predictor FILE.safetensors``."""
+
+    name = "trimkv"
+    needs = Needs(inputs=True)
+
+    def bind(self, context: Context):
+        if context.predictor is None:
+            raise UserError(
+                "policy trimkv needs learned gates", where="--predictor", mend="give them as FILE.safetensors"
+            )
+        return self, load_gates(context)
+
+    def init(self, shape: Shape):
+        return shape.per_slot()
+
+    def observe(self, state, new: NewTokens):
+        assert new.inputs is not None
+        gates: list[dict[str, jax.Array]] = new.parameters
+        log_beta = stack([retention_gate(gate, x) for gate, x in zip(gates, new.inputs, strict=True)])  # [B, L, K, T]
+        if new.slot.shape[1:3] == (1, 1):
+            log_beta = jnp.mean(log_beta, axis=(1, 2), keepdims=True)
+        return new.write(state, log_beta)
+
+    def score(self, state, slots: Slots):
+        age = (slots.newest[:, None, None, None] - slots.positions).astype(jnp.float32)
+        return age * state
+
+
+def retention_gate(gate: dict[str, jax.Array], x: Float[Array, "B T D"]) -> Float[Array, "B K T"]:
+    """log beta of each token and KV head, float32."""
+    rows, x = x.shape[0], pad_rows(x)
+    wide = jnp.einsum("BTD,MD->BTM", x.astype(jnp.float32), gate["linear1.weight"]) + gate["linear1.bias"][None, None]
+    out = jnp.einsum("BTM,KM->BKT", jax.nn.silu(wide), gate["linear2.weight"]) + gate["bias"][None, :, None]
+    return jax.nn.log_sigmoid(out)[:rows]
+
+
+def load_gates(context: Context) -> list[dict[str, jax.Array]]:
+    """Each layer's gate. Raises UserError if the file isn't there or isn't this model's."""
+    config: ModelConfig = context.config
+    path: Any = context.predictor
+    if path.is_dir():
+        path = path / "trimkv_weights.safetensors"
+    if not path.exists():
+        raise UserError("no such file", where=str(path), mend="give the gates with --predictor FILE.safetensors")
+    prefix = "model.layers.{}.self_attn.retention_gate."
+    first = tensor_shapes(path).get(prefix.format(0) + "linear1.bias", (512,))
+    middle = first[0] if first else 512
+    shapes = dict(
+        zip(
+            _NAMES,
+            ((middle, config.d_model), (middle,), (config.n_kv_heads, middle), (config.n_kv_heads,)),
+            strict=True,
+        )
+    )
+    layers = range(config.n_layers)
+    tensors = read_tensors(path, {prefix.format(i) + name: shapes[name] for i in layers for name in _NAMES})
+    return [{name: jnp.asarray(tensors[prefix.format(i) + name]) for name in _NAMES} for i in layers]
