@@ -3,7 +3,7 @@
 import argparse
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -23,7 +23,8 @@ class Parser(argparse.ArgumentParser):
 def parse(cls: type[_C], argv: list[str] | None, *, prog: str, description: str | None, help: Mapping[str, str]) -> _C:
     """An instance of ``cls`` from flags; flags override the YAML file, which overrides the defaults.
 
-    cls: a dataclass with fields of type str, int, float, bool, Literal, or one of these | None.  help: a text for every
+    cls: a dataclass with fields of type str, int, float, bool, Literal, list[str], dict[str, Any] (on the command line
+    NAME=VALUE words), or one of these | None.  help: a text for every
     field.  Raises UserError for an unknown name or a wrong value, in one line.
     """
     # Only flags that are given leave a trace, so that they alone override the file.
@@ -36,7 +37,9 @@ def parse(cls: type[_C], argv: list[str] | None, *, prog: str, description: str 
             text += f" (default: {default})"
         words = [word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str)]
         boolean = {"action": argparse.BooleanOptionalAction}
+        many = {"nargs": "+", "metavar": "NAME=VALUE" if _is(dict, kind) else "WORD"}
         options: dict[str, Any] = boolean if kind in (bool, bool | None) else {"choices": words or None}
+        options = many if _is(dict, kind) or _is(list, kind) else options
         parser.add_argument("--" + name.replace("_", "-"), help=text, **options)
     flags = vars(parser.parse_args(argv))
 
@@ -47,8 +50,27 @@ def parse(cls: type[_C], argv: list[str] | None, *, prog: str, description: str 
                 raise UserError(f"unknown key {name!r}", where=file, mend=f"names are {', '.join(kinds)}")
             values[name] = _checked(kinds[name], value, f"{file}: {name}", strict=True)
     for name, value in flags.items():  # text, which strict=False reads
+        if _is(dict, kinds[name]):
+            value = _pairs(value, "--" + name.replace("_", "-"))
         values[name] = _checked(kinds[name], value, "--" + name.replace("_", "-"), strict=False)
     return cls(**values)
+
+
+def _is(container: type, kind: Any) -> bool:
+    """Whether a field's type is this container, or this container | None."""
+    return any(get_origin(part) is container for part in (kind, *get_args(kind)))
+
+
+def _pairs(words: list[str], where: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"{word!r} is no NAME=VALUE", where=where)
+        if name in pairs:
+            raise UserError(f"{name} is set twice", where=where)
+        pairs[name] = value
+    return pairs
 
 
 def _checked(kind: Any, value: Any, where: str, *, strict: bool) -> Any:

@@ -1,10 +1,11 @@
 """The configuration of ``python -m jkv.decode``: every flag, its default and its meaning; YAML uses the same names."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from jkv.errors import UserError
-from jkv.policies import Granularity, Policy, Retention, get_policy, policy_names
+from jkv.policies import Granularity, Policy, Retention, policy_names
+from jkv.policies.options import make_policy, run_policy_file
 from jkv.policies.retention import retain_by_ratio
 
 DEMO_BUDGET = 128
@@ -26,7 +27,10 @@ class DecodeConfig:
     sinks: int | None = None
     pin_prompt: bool | None = None
     granularity: Granularity = "shared"
+    options: dict[str, Any] | None = None
+    register: list[str] | None = None
     predictor: str | None = None
+    long_prompts: Literal["refuse", "evict"] = "refuse"
     task: str = "demo"
     limit: int | None = None
     samples: int = 1
@@ -64,17 +68,24 @@ class DecodeConfig:
             raise UserError(f"{self.ratio} is outside [0, 1)", where="--ratio", mend="0.3 keeps 30 % beyond the window")
         if self.mesh is not None:
             raise UserError("meshes are not supported yet", where="--mesh", mend="leave it out to use one device")
-        if self.predictor is not None:
-            raise UserError(f"policy {self.policy} takes no predictor", where="--predictor", mend="leave it out")
 
     def make_policy(self) -> Policy:
-        """The policy, with its own options at their defaults."""
-        return get_policy(self.policy)()
+        """The policy with its options, after running the files that register policies. Not yet bound to a model.
+
+        Raises UserError for a policy, option or file that isn't there, and for a predictor that nothing would read.
+        """
+        for file in self.register or ():
+            run_policy_file(file)
+        policy = make_policy(self.policy, self.options or {})
+        if self.predictor is not None and not policy.takes_predictor:
+            raise UserError(f"policy {self.policy} takes no predictor", where="--predictor", mend="leave it out")
+        return policy
 
     def retention(self, policy: Policy, *, longest: int) -> Retention:
         """Resolve the budget words. ``longest``: tokens of the longest sequence allowed (the buffer of policy full).
 
-        Defaults: an eighth of the budget is evicted at a time, and the newest eighth is never evicted.
+        Defaults: an eighth of the budget is evicted at a time, and the newest eighth is never evicted (h2o: half of
+        what is kept).
         """
         if not policy.evicts:
             budget = self.budget or longest
@@ -86,7 +97,7 @@ class DecodeConfig:
                     f"policy {self.policy} needs a budget", where="--budget", mend="give the number of KV slots"
                 )
             budget = DEMO_BUDGET
-        window = budget // 8 if self.window is None else self.window
+        window = policy.default_window(budget, self.retain) if self.window is None else self.window
         sinks = policy.sinks if self.sinks is None else self.sinks
         pin = policy.pin_prompt if self.pin_prompt is None else self.pin_prompt
         if self.retain is not None:
@@ -101,7 +112,8 @@ class DecodeConfig:
                 where="--retain" if self.retain is not None else "--window",
                 mend=f"keep at most {budget - 1}",
             )
-        return Retention(budget, retain, window, sinks, pin, self.granularity)
+        long = self.long_prompts == "evict"
+        return Retention(budget, retain, window, sinks, pin, self.granularity, long)
 
 
 def _at_least(name: str, value: int | float, least: int) -> None:
@@ -114,13 +126,16 @@ HELP = {
     "dtype": "of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)",
     "policy": f"which tokens stay: {', '.join(policy_names())}",
     "budget": f"KV slots a row owns (demo models: {DEMO_BUDGET} unless given; full: not needed)",
-    "window": "newest tokens, never evicted (default: an eighth of the budget)",
+    "window": "newest tokens, never evicted (default: an eighth of the budget; h2o: half of what is kept)",
     "ratio": "after an eviction, window + floor(ratio * (budget - window)) slots stay",
     "retain": "slots that stay after an eviction; budget - 1: one out, one in (default: seven eighths)",
-    "sinks": "oldest tokens, never evicted (default: the policy's own, 4 for streaming)",
-    "pin_prompt": "never evict the prompt (default: the policy's own, on for random)",
+    "sinks": "oldest tokens, never evicted (default: the policy's own, 4 for streaming and vase)",
+    "pin_prompt": "never evict the prompt (default: the policy's own, on for dynts, random and raas)",
     "granularity": "one keep set a row, or one a layer and KV head",
-    "predictor": "importance predictor, for policy dynts",
+    "options": "the policy's own options, as in --options lam=0.5 queries=16 (docs/policies.md lists them)",
+    "register": "Python files that register policies of your own",
+    "predictor": "weights that a policy needs (dynts, trimkv: FILE.safetensors; triattention: unless calibrated)",
+    "long_prompts": "a prompt longer than the budget is refused, or read in pieces, evicting by the policy",
     "task": "demo, or FILE.jsonl with rows {id, prompt | messages | prompt_ids, answer}",
     "limit": "problems at most (default: all; demo: 64)",
     "samples": "completions a problem",

@@ -20,7 +20,7 @@ from jkv.engine import Completion, Engine, Eviction, Progress, Request
 from jkv.errors import UserError
 from jkv.load import Loaded, load
 from jkv.output import RunDirectory
-from jkv.policies import Policy, Retention
+from jkv.policies import Context, Policy, Retention
 from jkv.report.statistics import by_problem, interval, majority_at_k, pass_at_1
 from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
@@ -40,6 +40,7 @@ def run(config: DecodeConfig) -> dict[str, Any]:
     with busy(f"loading {config.model}", quiet=config.quiet):
         loaded = load(config.model, dtype)
         problems = load_task(config.task, loaded, limit=config.limit)
+        policy, parameters = policy.bind(_context(config, loaded, dtype))
     new_tokens = config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens
     rule = config.retention(policy, longest=longest)
@@ -54,12 +55,13 @@ def run(config: DecodeConfig) -> dict[str, Any]:
             eos_ids=() if config.ignore_eos else loaded.config.eos_ids,
             seed=config.seed,
             implementation=config.implementation,
+            parameters=parameters,
         )
     pairs = [(p, Request(p.id, p.prompt_ids, new_tokens, sample)) for p in problems for sample in range(config.samples)]
     for problem, request in pairs:
         engine.check(request, problem.where)
     with tempfile.TemporaryDirectory() as scratch:
-        identity = _identity(config, dtype, loaded, problems)
+        identity = _identity(config, dtype, (nnx.state(loaded.model), parameters), problems)
         directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
             with _mendable():
@@ -102,14 +104,20 @@ def _mendable():
         raise
 
 
-def _identity(config: DecodeConfig, dtype: str, loaded: Loaded, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights."""
+def _context(config: DecodeConfig, loaded: Loaded, dtype: str) -> Context:
+    predictor = None if config.predictor is None else pathlib.Path(config.predictor).expanduser()
+    return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, jnp.dtype(dtype))
+
+
+def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights (the
+    model's and the policy's)."""
     identity = {**dataclasses.asdict(config), "dtype": dtype}
     for name in ("out", "quiet"):
         del identity[name]
     prompts = json.dumps([(p.id, p.prompt_ids, p.answer) for p in problems]).encode()
     weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(nnx.state(loaded.model)):
+    for leaf in jax.tree.leaves(arrays):
         # Any training changes a matrix's first row; reading all of a large model would take its time.
         weights.update(np.asarray(leaf if leaf.ndim < 2 else leaf[0]).tobytes())
     return {**identity, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}
@@ -241,6 +249,7 @@ class _Run:
             "sinks": rule.sinks,
             "pin_prompt": rule.pin_prompt,
             "granularity": rule.granularity,
+            "options": dataclasses.asdict(self.policy) if dataclasses.is_dataclass(self.policy) else {},
             "batch_size": self.config.batch_size,
             "samples": len(rows),
             **_accuracy(rows),

@@ -6,15 +6,20 @@ Protection, ties and the number of kept slots are the same for all policies; see
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import pydantic
 
 from jkv.axes import Array, Bool, Float, Int
 from jkv.config import ModelConfig
 from jkv.policies.retention import Retention
 from jkv.pytree import pytree, static
+
+# Types of options, checked where a policy is made from words.
+Count = Annotated[int, pydantic.Field(ge=1)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a policy is made ready with: the model's config, its tokenizer and directory, and ``--predictor``.
+    """What a policy is made ready with: the model's config, its tokenizer, directory and dtype, and ``--predictor``.
 
     Tokenizer and paths are None where there are none (an Engine over bare weights).
     """
@@ -71,6 +76,7 @@ class Context:
     tokenizer: Any = None
     directory: Path | None = None
     predictor: Path | None = None
+    dtype: Any = jnp.float32
 
 
 @pytree
@@ -157,6 +163,7 @@ class Policy:
     pin_prompt: ClassVar[bool] = False  # default of the flag
     sinks: ClassVar[int] = 0  # default of the flag
     evicts: ClassVar[bool] = True
+    takes_predictor: ClassVar[bool] = False  # whether ``bind`` reads ``--predictor``
 
     @classmethod
     def default_window(cls, budget: int, retain: int | None) -> int:

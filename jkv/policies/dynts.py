@@ -32,6 +32,7 @@ class DynTS(Policy):
 
     name = "dynts"
     needs = Needs(hidden=True, tokens=True)
+    takes_predictor = True
     pin_prompt = True
 
     def bind(self, context: Context):
@@ -48,7 +49,9 @@ class DynTS(Policy):
         if think_end is None and context.tokenizer is not None:
             # None when the tokenizer has no such token: then no answer is told from its thought.
             think_end = context.tokenizer.get_vocab().get("</think>")
-        return dataclasses.replace(self, think_end=think_end), load_predictor(path, context.config.d_model)
+        return dataclasses.replace(self, think_end=think_end), load_predictor(
+            path, context.config.d_model, context.dtype
+        )
 
     def init(self, shape: Shape):
         return {"score": shape.per_slot(), "answering": jnp.zeros((shape.rows,), jnp.bool_)}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jkv.axes import Array, Float
 from jkv.models.rope import frequencies, rotate, rotation
 from jkv.policies import observed
-from jkv.policies.base import Needs, Policy, Slots
+from jkv.policies.base import Count, Needs, Policy, Slots
 from jkv.policies.keep_sets import stack
 
 
@@ -25,8 +25,8 @@ from jkv.policies.keep_sets import stack
 class ExpectedAttention(Policy):
     """queries: how many of the newest give mean and covariance.  future: positions ahead.  skip: sinks left out."""
 
-    queries: int = 128
-    future: int = 512
+    queries: Count = 128
+    future: Count = 512
     skip: int = 4
 
     name = "expected_attention"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jkv.policies import observed
-from jkv.policies.base import Needs, Policy, Shape, Slots
+from jkv.policies.base import Count, Needs, Policy, Shape, Share, Slots
 from jkv.policies.keep_sets import reduce_group, stack
 from jkv.policies.redundancy import redundancy
 
@@ -22,10 +22,10 @@ from jkv.policies.redundancy import redundancy
 class GKV(Policy):
     """lam: lambda.  decay: of remembered attention.  queries: how many of the newest look.  threshold: as in rkv."""
 
-    lam: float = 0.5
-    decay: float = 0.8
-    queries: int = 16
-    threshold: float = 0.5
+    lam: Share = 0.5
+    decay: Share = 0.8
+    queries: Count = 16
+    threshold: Share = 0.5
 
     name = "gkv"
 

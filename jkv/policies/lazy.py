@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jkv.policies.base import Needs, NewTokens, Policy, Shape, Slots
+from jkv.policies.base import Needs, NewTokens, Policy, Shape, Share, Slots
 from jkv.policies.keep_sets import received
 
 
@@ -22,7 +22,7 @@ from jkv.policies.keep_sets import received
 class Lazy(Policy):
     """alpha: attention that counts as being looked at."""
 
-    alpha: float = 1e-4
+    alpha: Share = 1e-4
 
     name = "lazy"
     needs = Needs(attention=True)

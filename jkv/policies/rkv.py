@@ -14,7 +14,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jkv.policies import observed
-from jkv.policies.base import Needs, Policy, Slots
+from jkv.policies.base import Count, Needs, Policy, Share, Slots
 from jkv.policies.keep_sets import stack
 from jkv.policies.redundancy import redundancy
 
@@ -24,10 +24,10 @@ class RKV(Policy):
     """lam: lambda, the weight of attention against redundancy.  queries: how many of the newest look.
     width: of the max-pool.  threshold: cosine above which keys are similar."""
 
-    lam: float = 0.1
-    queries: int = 8
-    width: int = 7
-    threshold: float = 0.5
+    lam: Share = 0.1
+    queries: Count = 8
+    width: Count = 7
+    threshold: Share = 0.5
 
     name = "rkv"
 

@@ -2,14 +2,14 @@
 
 Score = pool(mean over the last ``queries`` queries of the group's maximum (after the softmax) of the attention).
 Named variants of the literature are options: 64 queries, average-pool 5, mean over the group
-(``--options queries=64,pool=avg,width=5,group=mean``). Attention is looked at only at an eviction.
+(``--options queries=64 pool=avg width=5 group=mean``). Attention is looked at only at an eviction.
 """
 
 import dataclasses
 from typing import Literal
 
 from jkv.policies import observed
-from jkv.policies.base import Needs, Policy, Slots
+from jkv.policies.base import Count, Needs, Policy, Slots
 from jkv.policies.keep_sets import Group, reduce_group, stack
 
 
@@ -18,10 +18,10 @@ class SnapKV(Policy):
     """queries: how many of the newest look.  group: reduction over a KV head's query heads, after the softmax.
     pool, width: over neighbours in order of position; the observed tokens take no part and stay."""
 
-    queries: int = 8
+    queries: Count = 8
     group: Group = "max"
     pool: Literal["max", "avg"] = "max"
-    width: int = 7
+    width: Count = 7
 
     name = "snapkv"
 

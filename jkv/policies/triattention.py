@@ -35,6 +35,7 @@ class TriAttention(Policy):
 
     name = "triattention"
     needs = Needs(keys=True)
+    takes_predictor = True
 
     def bind(self, context: Context):
         return self, load_query_statistics(context)

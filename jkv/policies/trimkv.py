@@ -34,6 +34,7 @@ class TrimKV(Policy):
 
     name = "trimkv"
     needs = Needs(inputs=True)
+    takes_predictor = True
 
     def bind(self, context: Context):
         if context.predictor is None:

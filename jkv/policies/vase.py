@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jkv.axes import Array, Bool, Float
 from jkv.policies import observed
-from jkv.policies.base import Needs, Policy, Slots
+from jkv.policies.base import Count, Needs, Policy, Slots
 from jkv.policies.keep_sets import reduce_group, stack
 from jkv.policies.random import uniform
 
@@ -31,9 +31,9 @@ class VaSE(Policy):
     """form: attnv or dkv.  queries, width: of attnv's attention and its average-pool.  columns: of dkv's Gaussian."""
 
     form: Literal["attnv", "dkv"] = "attnv"
-    queries: int = 64
-    width: int = 5
-    columns: int = 20
+    queries: Count = 64
+    width: Count = 5
+    columns: Count = 20
 
     name = "vase"
     sinks = 4

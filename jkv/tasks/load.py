@@ -11,10 +11,13 @@ DEMO_PROBLEMS = 64
 BENCHMARKS = ("aime24", "aime25", "amc23", "gpqa_d", "gaokao2023en", "math500")
 
 
-def load_task(name: str, loaded: Loaded, *, limit: int | None) -> list[Problem]:
-    """Problems of a task, encoded with the model's tokenizer. Raises UserError if there is no such task."""
+def load_task(name: str, loaded: Loaded, *, limit: int | None, seed: int = 0) -> list[Problem]:
+    """Problems of a task, encoded with the model's tokenizer; ``seed`` chooses the demo's, 0 are for evaluation.
+
+    Raises UserError if there is no such task.
+    """
     if name == "demo":
-        return _demo(loaded, DEMO_PROBLEMS if limit is None else limit)
+        return _demo(loaded, DEMO_PROBLEMS if limit is None else limit, seed)
     if name in BENCHMARKS:
         raise UserError(
             f"benchmark {name} has no loader yet",
@@ -27,7 +30,7 @@ def load_task(name: str, loaded: Loaded, *, limit: int | None) -> list[Problem]:
     return read_jsonl(path, loaded.tokenizer)[:limit]
 
 
-def _demo(loaded: Loaded, n: int) -> list[Problem]:
+def _demo(loaded: Loaded, n: int, seed: int) -> list[Problem]:
     from jkv.demo.task import problems
 
     if loaded.tokenizer is None or "<think>" not in loaded.tokenizer.get_vocab():
@@ -39,5 +42,5 @@ def _demo(loaded: Loaded, n: int) -> list[Problem]:
     encode = loaded.tokenizer.encode
     return [
         Problem(p.id, tuple(encode(p.prompt, add_special_tokens=False)), p.answer, where=p.id)
-        for p in problems(n, seed=0)
+        for p in problems(n, seed)
     ]
