@@ -2,7 +2,7 @@
 
 It gives what decoding would give if the prompt's tokens were drawn one by one: a row that is full evicts before its
 next token. It serves prompts longer than the budget, and policies that want every query's attention weights, which
-for a whole prompt at once would be T x T. A piece is at most CHUNK tokens, and ends where the buffer is full.
+for a whole prompt at once would be T x T. A piece ends where the buffer is full.
 """
 
 import dataclasses
@@ -20,7 +20,14 @@ from jkv.prefill import fresh_row, put_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 from jkv.step import emit, record
 
-CHUNK = 64
+CHUNK = 64  # tokens a piece at most
+_SMALLEST = 8
+
+
+def piece_length(program: Program) -> int:
+    """Tokens a piece holds: once the buffer is full no more than an eviction makes room for."""
+    rule = program.rule
+    return min(CHUNK, rule.budget, max(_SMALLEST, rule.budget - rule.retain) if program.policy.evicts else CHUNK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +98,7 @@ def chunked_prefill(
     state = put_row(state, books, state.cache.layers, row)
     state = dataclasses.replace(state, position=state.position.at[row].set(done))
     rows = jnp.arange(state.active.shape[0]) == row
-    piece = min(CHUNK, tokens.shape[0], state.cache.budget)
+    piece = piece_length(program)
     evictions_before = state.evictions[row]
     last = jnp.zeros((1, 1, program.config.d_model), model.embed[...].dtype)
 

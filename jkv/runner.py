@@ -31,17 +31,30 @@ from jkv.tasks.grading import extract_answer, is_correct, squeeze
 DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
 
 
-def run(config: DecodeConfig) -> dict[str, Any]:
-    """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend."""
+def default_dtype(dtype: str | None) -> str:
+    """The dtype asked for, or what suits the platform."""
+    return dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def new_tokens_of(config: DecodeConfig) -> int:
+    """New tokens a completion at most."""
+    return config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
+
+
+def run(config: DecodeConfig, *, loaded: Loaded | None = None, show: bool = True) -> dict[str, Any]:
+    """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend.
+
+    loaded: the model, where it is at hand.  show: print a thought and the closing table when done.
+    """
     policy = config.make_policy()
     # Whatever can be refused without the weights is refused before they are read.
     config.retention(policy, longest=1)
-    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = default_dtype(config.dtype)
     with busy(f"loading {config.model}", quiet=config.quiet):
-        loaded = load(config.model, dtype)
+        loaded = loaded or load(config.model, dtype)
         problems = load_task(config.task, loaded, limit=config.limit)
         policy, parameters = policy.bind(_context(config, loaded, dtype))
-    new_tokens = config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
+    new_tokens = new_tokens_of(config)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens
     rule = config.retention(policy, longest=longest)
     _check_memory(loaded.config.kv_bytes(config.batch_size, rule.budget, np.dtype(jnp.dtype(dtype)).itemsize))
@@ -65,9 +78,8 @@ def run(config: DecodeConfig) -> dict[str, Any]:
         directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
             with _mendable():
-                return _Run(config, loaded, problems, policy, rule, engine, directory, longest).finish(
-                    [r for _, r in pairs]
-                )
+                work = _Run(config, loaded, problems, policy, rule, engine, directory, longest, show)
+                return work.finish([r for _, r in pairs])
         except KeyboardInterrupt:
             done = f"{len(directory.samples)} of {len(pairs)} samples are finished"
             kept = (
@@ -137,6 +149,7 @@ class _Run:
     engine: Engine
     directory: RunDirectory
     longest: int
+    show: bool
 
     def finish(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Decode what is not finished yet, then sum up."""
@@ -172,7 +185,7 @@ class _Run:
         if len(directory.samples) and self.policy.evicts and self._must_evict() and not summary["evictions"]:
             raise RuntimeError("sequences outgrew the budget and no eviction was counted: the figures can't be trusted")
         directory.write_summary(summary)
-        if not config.quiet:
+        if self.show and not config.quiet:
             console = Screen(highlight=False)
             if self.shown is not None:
                 console.print(self._thought(self.shown, styled=console.is_terminal and not console.is_dumb_terminal))

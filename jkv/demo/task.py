@@ -123,7 +123,7 @@ def problems(n: int, seed: int = 0) -> list[Problem]:
 
     A problem depends on (seed, index) alone, so a longer list begins with the shorter one.
     """
-    return [_draw(np.random.default_rng([EVALUATION, seed, i]), None, f"demo-{i:05d}") for i in range(n)]
+    return [draw_problem(np.random.default_rng([EVALUATION, seed, i]), None, f"demo-{i:05d}") for i in range(n)]
 
 
 def generate(
@@ -136,10 +136,11 @@ def generate(
     a model which finds its place by operands and not by names is often wrong: it learns the difference sooner.
     """
     rng = np.random.default_rng([TRAINING, seed, index])
-    return [_draw(rng, variables[i % len(variables)], f"train-{index}-{i}", crowded) for i in range(n)]
+    return [draw_problem(rng, variables[i % len(variables)], f"train-{index}-{i}", crowded) for i in range(n)]
 
 
-def _draw(rng: np.random.Generator, variables: int | None, id: str, crowded: float = 0.0) -> Problem:
+def draw_problem(rng: np.random.Generator, variables: int | None, id: str, crowded: float = 0.0) -> Problem:
+    """One problem, of 2 to 6 ``variables`` if None. ``crowded``: as in ``generate``."""
     digits = DIGITS
     if crowded and rng.random() < crowded:
         digits = "".join(rng.choice(list(DIGITS), 2, replace=False).tolist())

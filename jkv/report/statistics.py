@@ -31,6 +31,20 @@ def interval(correct: Sequence[Sequence[float]], *, draws: int = 10_000, seed: i
     return float(low), float(high)
 
 
+def paired_difference(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """``pass_at_1(ours) - pass_at_1(theirs)`` and its 95 % bootstrap interval, resampling problems in pairs.
+
+    Entry i of both is the same problem: what makes it hard for both cancels out.
+    """
+    gaps = np.array([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
+    rng = np.random.default_rng(seed)
+    resampled = gaps[rng.integers(0, len(gaps), (draws, len(gaps)))].mean(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(gaps.mean()), float(low), float(high)
+
+
 def majority_at_k(answers: Sequence[Sequence[str | None]], correct: Sequence[Sequence[float]]) -> float:
     """Share of problems whose most frequent answer is right; the earliest sampled wins a tie, no answer never wins."""
     hits = []

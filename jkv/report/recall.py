@@ -1,0 +1,97 @@
+"""Recall against evictions in between: table and picture of the memory probe."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jkv.report.statistics import interval
+
+BINS = ((0, 9), (10, 19), (20, 29), (30, 39), (40, 10_000))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """One policy on all probes. between: evictions since the fact went in, [n].  right: whether recalled, [n]."""
+
+    label: str
+    between: np.ndarray
+    right: np.ndarray
+
+    def of_bin(self, low: int, high: int) -> tuple[float, int]:
+        """Share recalled, and how many probes, of those with ``low`` to ``high`` evictions in between."""
+        mine = (self.between >= low) & (self.between <= high)
+        return (float(self.right[mine].mean()) if mine.any() else float("nan")), int(mine.sum())
+
+
+def write_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> None:
+    """probe.csv (a row a policy and bin), probe.md and the picture."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["policy", "evictions_from", "evictions_to", "probes", "recalled"])
+    for result in results:
+        for low, high in BINS:
+            share, n = result.of_bin(low, high)
+            writer.writerow([result.label, low, "" if high == BINS[-1][1] else high, n, round(share, 4)])
+    (out / "probe.csv").write_text(text.getvalue(), encoding="utf-8")
+    (out / "probe.md").write_text(recall_markdown(results), encoding="utf-8")
+    draw_recall(out, results, config)
+
+
+def _ranked(results: Sequence[Recall]) -> list[Recall]:
+    """The full cache first, then by recall after the most evictions, then overall."""
+    last = BINS[-1]
+    order = lambda r: (r.label != "full", -np.nan_to_num(r.of_bin(*last)[0]), -r.right.mean())
+    return sorted(results, key=order)
+
+
+def _bin_name(low: int, high: int) -> str:
+    return f"{low}-{high}" if high < BINS[-1][1] else f"{low}+"
+
+
+def recall_markdown(results: Sequence[Recall]) -> str:
+    """A row a policy, a column a bin of evictions in between, in percent; last the mean with its 95 % interval."""
+    counts = [results[0].of_bin(*b)[1] for b in BINS]
+    heads = " | ".join(f"{_bin_name(*b)} (n={n})" for b, n in zip(BINS, counts, strict=True))
+    lines = [f"| evictions in between | {heads} | all |", "|---" * (len(BINS) + 2) + "|"]
+    for r in _ranked(results):
+        low, high = interval([[float(x)] for x in r.right], draws=2000)
+        cells = " | ".join(f"{100 * r.of_bin(*b)[0]:.0f}" for b in BINS)
+        lines.append(f"| {r.label} | {cells} | {100 * r.right.mean():.0f} [{100 * low:.0f}, {100 * high:.0f}] |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> None:
+    """A map: policies down, evictions in between across, recall as colour and number."""
+    from matplotlib.figure import Figure
+
+    ranked = _ranked(results)
+    values = np.array([[100 * r.of_bin(*b)[0] for b in BINS] for r in ranked])
+    figure = Figure(figsize=(6.4, 1.6 + 0.28 * len(ranked)), layout="constrained")
+    axes = figure.add_subplot()
+    # Blue is much, pale is little: readable in grey and to most colour-blind eyes.
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(
+                column, row, f"{value:.0f}", ha="center", va="center", fontsize=8,
+                color="white" if value > 60 else "black",
+            )  # fmt: skip
+    axes.set_xticks(range(len(BINS)), [_bin_name(*b) for b in BINS])
+    axes.set_yticks(range(len(ranked)), [r.label for r in ranked])
+    axes.set_xlabel("evictions between the fact and the question")
+    pinned = "prompt pinned" if config.pin_prompt else "no prompt pinned"
+    axes.set_title(
+        f"Facts recalled (%), {config.model}\nbudget {config.budget}, retain {config.retain}, {pinned}", fontsize=10
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="recalled (%)")
+    for kind in ("png", "svg"):
+        # No date and fixed ids: the same results give the same bytes.
+        figure.savefig(out / f"probe.{kind}", dpi=160, metadata={"Date": None} if kind == "svg" else None)

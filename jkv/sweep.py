@@ -1,0 +1,31 @@
+"""Decode with every policy at every budget, and compare: accuracy with paired intervals, throughput, slots.
+
+python -m jkv.sweep --config configs/policies_demo.yaml --out runs/policies
+"""
+
+from typing import TYPE_CHECKING
+
+from jkv.cli import run as run_command
+
+if TYPE_CHECKING:
+    from jkv.sweep_config import SweepConfig
+
+
+def parse(argv: list[str] | None) -> "SweepConfig":
+    """Flags, and the YAML file they name, to a config. Raises UserError."""
+    from jkv import flags
+    from jkv.sweep_config import HELP, SweepConfig
+
+    return flags.parse(SweepConfig, argv, prog="python -m jkv.sweep", description=__doc__, help=HELP)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, then call one function."""
+    config = parse(argv)
+    from jkv.grid import run_sweep
+
+    run_sweep(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
