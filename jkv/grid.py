@@ -12,7 +12,7 @@ from jkv.errors import UserError
 from jkv.load import Loaded, load
 from jkv.report.results import Result, results_tables, write_results
 from jkv.run_config import DecodeConfig
-from jkv.runner import default_dtype, new_tokens_of, run
+from jkv.runner import context_of, default_dtype, new_tokens_of, run
 from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
 from jkv.tasks import load_task
@@ -34,7 +34,7 @@ def run_sweep(config: SweepConfig) -> list[Result]:
         mine = list(group)
         with busy(f"loading {model}", quiet=config.quiet):
             loaded = load(model, default_dtype(config.dtype))
-        _check_prompts(mine, loaded)
+        _check(mine, loaded)
         for cell in mine:
             text = f"{len(results) + 1} of {len(cells)}: {_name(cell)}"
             screen.print(Text(visible(text)), soft_wrap=True)
@@ -69,15 +69,15 @@ class _named:
             raise UserError(error.what, where=where, mend=error.mend) from None
 
 
-def _check_prompts(cells: list[Cell], loaded: Loaded) -> None:
-    """Every prompt of every cell, against the cell's budget."""
+def _check(cells: list[Cell], loaded: Loaded) -> None:
+    """Every cell: what its policy needs is there, and every prompt fits its budget."""
     for task, group in itertools.groupby(cells, lambda cell: cell.config.task):
         mine = list(group)
         problems = load_task(task, loaded, limit=mine[0].config.limit)
         for cell in mine:
             with _named(cell):
                 config: DecodeConfig = cell.config
-                policy = config.make_policy()
+                policy, _ = config.make_policy().bind(context_of(config, loaded))
                 longest = max(len(p.prompt_ids) for p in problems) + new_tokens_of(config)
                 rule = config.retention(policy, longest=longest)
                 for problem in problems:

@@ -53,7 +53,7 @@ def run(config: DecodeConfig, *, loaded: Loaded | None = None, show: bool = True
     with busy(f"loading {config.model}", quiet=config.quiet):
         loaded = loaded or load(config.model, dtype)
         problems = load_task(config.task, loaded, limit=config.limit)
-        policy, parameters = policy.bind(_context(config, loaded, dtype))
+        policy, parameters = policy.bind(context_of(config, loaded))
     new_tokens = new_tokens_of(config)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens
     rule = config.retention(policy, longest=longest)
@@ -116,9 +116,10 @@ def _mendable():
         raise
 
 
-def _context(config: DecodeConfig, loaded: Loaded, dtype: str) -> Context:
+def context_of(config: DecodeConfig, loaded: Loaded) -> Context:
+    """What the config's policy is bound to."""
     predictor = None if config.predictor is None else pathlib.Path(config.predictor).expanduser()
-    return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, jnp.dtype(dtype))
+    return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.embed[...].dtype)
 
 
 def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -33,3 +33,26 @@ def test_contestants_and_figures(tmp_path, capsys):
 def test_bad_sizes_are_refused():
     with pytest.raises(UserError, match="--turns: 0 is below 1"):
         bench.main(["--turns", "0"])
+
+
+def test_policies_and_their_cost(tmp_path, capsys):
+    file = tmp_path / "policies.json"
+    bench.main([*TINY, "--policies", "--only", "knorm", "dynts", "h2o", "--json", str(file)])
+    figures = json.loads(file.read_text())
+    assert list(figures["policies"]) == ["window", "knorm", "dynts", "h2o"]
+    assert figures["retain"] == 14
+    for row in figures["policies"].values():
+        assert len(row["ratios"]) == 2
+        assert row["share_of_time"] == pytest.approx(row["over_full"] / (1 + row["over_full"]))
+    assert figures["policies"]["window"]["tps_over_window"] == 1
+    assert "more than full" in capsys.readouterr().out
+
+
+def test_a_load_without_an_eviction_is_refused():
+    with pytest.raises(UserError, match="hold no eviction"):
+        bench.main([*TINY, "--policies", "--new-tokens", "3"])
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(UserError, match="no policy 'nope'"):
+        bench.main([*TINY, "--policies", "--only", "nope"])

@@ -6,13 +6,17 @@ import pathlib
 
 import pytest
 
-from jkv import decode
+from jkv import decode, sweep
+from jkv.bench import BenchConfig
+from jkv.calibrate import CalibrateConfig
+from jkv.probe import ProbeConfig
 from jkv.run_config import DecodeConfig
+from jkv.sweep_config import SweepConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Which command reads a file is told by the first word of its name.
-PARSERS = {"decode": decode.parse}
-SHIPPED = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.split("_")[0] in PARSERS)
+PARSERS = {"decode": decode.parse, "policies": sweep.parse, "sweep": sweep.parse}
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def test_there_are_some():
@@ -21,9 +25,12 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_yaml_loads(path):
-    config = PARSERS[path.name.split("_")[0]](["--config", str(path)])
-    assert config.retention(config.make_policy(), longest=1000).retain >= 1
-    assert config.out is None, "a shipped file doesn't decide where results go"
+    parse = PARSERS[path.name.split("_")[0]]
+    config = parse(["--config", str(path), "--out", "given"])
+    assert "\nout:" not in path.read_text("utf-8"), "a shipped file doesn't decide where results go"
+    runs = [cell.config for cell in config.cells()] if isinstance(config, SweepConfig) else [config]
+    for run in runs:
+        assert run.retention(run.make_policy(), longest=1000).retain >= 1
 
 
 def test_the_demo_config_says_what_the_defaults_are():
@@ -43,6 +50,10 @@ def test_every_field_is_read_by_some_code():
             if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
                 continue
             of = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-            if of == "config" or (of == "self" and path.name == "run_config.py"):
+            if of == "config" or (of == "self" and path.name in ("run_config.py", "probe.py", "bench.py")):
                 read.add(node.attr)
-    assert {field.name for field in dataclasses.fields(DecodeConfig)} <= read
+    for config in (DecodeConfig, ProbeConfig, CalibrateConfig, BenchConfig):
+        assert {field.name for field in dataclasses.fields(config)} <= read
+    # A sweep hands most of its fields on by name.
+    handed_on = {field.name for field in dataclasses.fields(DecodeConfig)} | {"models", "tasks", "policies", "budgets"}
+    assert {field.name for field in dataclasses.fields(SweepConfig)} <= handed_on

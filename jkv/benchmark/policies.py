@@ -1,0 +1,174 @@
+"""What each policy costs: decode time beside the full cache's at the same buffer size and the same occupancy.
+
+The rows of every contestant go from ``retain`` to ``budget`` occupied slots, over and over: a policy because it evicts,
+the full cache because its rows' lengths are set back from outside. So the difference is what needs, scoring and
+eviction cost. Machines drift: the full cache is measured before and after every contestant, and what counts is the
+median over turns of the ratio to the mean of the two.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from jkv.config import ModelConfig
+from jkv.engine import Engine, Request
+from jkv.errors import UserError
+from jkv.models import Decoder
+from jkv.policies import Full, Policy, Retention, SepLLM, get_policy, policy_names
+from jkv.predictor import random_predictor
+
+
+def random_parameters(policy: Policy, config: ModelConfig) -> tuple[Policy, Any]:
+    """The policy ready to run on a random model: untrained weights of the right shapes."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    match policy.name:
+        case "dynts":
+            return policy, random_predictor(config.d_model)
+        case "trimkv":
+            d, k = config.d_model, config.n_kv_heads
+            gate = lambda: {
+                "linear1.weight": draw(512, d) * d**-0.5, "linear1.bias": draw(512),
+                "linear2.weight": draw(k, 512) * 512**-0.5, "bias": draw(k) + 5,
+            }  # fmt: skip
+            return policy, [gate() for _ in range(config.n_layers)]
+        case "triattention":
+            shape = (config.n_layers, config.n_heads, config.head_dim)
+            modulus = jnp.abs(draw(*shape[:2], shape[2] // 2)) + 3
+            return policy, {"mean": draw(*shape), "modulus": modulus}
+        case "sepllm":
+            return SepLLM(separators=tuple(range(5, 12))), ()
+    return policy, ()
+
+
+def compare_policies(config: Any) -> dict[str, Any]:
+    """Run the comparison of a BenchConfig, print its table, return (and optionally write) the figures."""
+    model_config = ModelConfig(
+        "llama", config.vocab, config.d_model, config.d_ff, config.layers, config.heads, config.kv_heads,
+        config.d_model // config.heads, 1e4,
+    )  # fmt: skip
+    model = Decoder(model_config, rngs=nnx.Rngs(0))
+    names = [name for name in policy_names() if get_policy(name).evicts]
+    if config.only:
+        names = ["window", *(name for name in dict.fromkeys(config.only) if name != "window")]
+    budget, interval = config.budget, max(1, config.budget // 8)
+    retain = budget - interval
+    if retain < 2 or config.new_tokens < 2 * interval:
+        raise UserError(
+            f"{config.new_tokens} new tokens in a budget of {budget} hold no eviction", where="--new-tokens"
+        )
+    cycles = config.new_tokens // interval
+    prompts = np.random.default_rng(0).integers(3, config.vocab, (config.batch_size, retain))
+    full = _Contestant(model, Full(), Retention(budget, budget), (), prompts, interval)
+    contestants = {}
+    for name in names:
+        policy, parameters = random_parameters(get_policy(name)(), model_config)
+        rule = Retention(budget, retain, min(interval, retain // 2), policy.sinks)  # a prompt this long isn't pinned
+        contestants[name] = _Contestant(model, policy, rule, parameters, prompts, interval)
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    steps: list[float] = []
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("warm-up", total=(config.turns + 1) * len(names))
+        for turn in range(config.turns + 1):
+            before = full.seconds_a_step(cycles)
+            for name, contestant in contestants.items():
+                bar.update(task, description=f"{'compiling and warm-up' if turn == 0 else f'turn {turn}'}: {name}")
+                mine, after = contestant.seconds_a_step(cycles), full.seconds_a_step(cycles)
+                if turn:
+                    ratios[name].append(2 * mine / (before + after))
+                    steps.append(after)
+                before = after
+                bar.advance(task)
+    figures = _figures(config, retain, ratios, statistics.median(steps))
+    Console().print(_table(figures))
+    if config.json:
+        pathlib.Path(config.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+class _Unchecked(Engine):
+    """An engine that takes requests longer than its buffer under policy full: the bench sets its rows back."""
+
+    def check(self, request: Request, where: str = "") -> None:
+        del request, where
+
+
+class _Contestant:
+    """An engine that decodes on and on; a device call makes ``interval`` steps, one eviction's worth."""
+
+    def __init__(self, model, policy, rule, parameters, prompts, interval):
+        self.engine = _Unchecked(
+            model, policy=policy, rule=rule, batch_size=len(prompts), eos_ids=(), parameters=parameters,
+            steps_per_call=interval,
+        )  # fmt: skip
+        requests = [Request(str(i), tuple(map(int, ids)), 1 << 30) for i, ids in enumerate(prompts)]
+        self.calls = self.engine.run(requests)
+        self.evicts, self.retain = policy.evicts, prompts.shape[1]
+
+    def seconds_a_step(self, calls: int) -> float:
+        """Of ``calls`` calls of the device."""
+        timings = self.engine.timings
+        seconds, steps, evictions = timings.decode, timings.steps, self._evictions()
+        for _ in range(calls):
+            next(self.calls)
+            if not self.evicts:
+                state = self.engine.state
+                length = jnp.full_like(state.cache.length, self.retain)
+                self.engine.state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, length=length))
+        assert (self._evictions() - evictions >= calls - 1) == self.evicts
+        return (timings.decode - seconds) / (timings.steps - steps)
+
+    def _evictions(self) -> int:
+        return int(self.engine.state.evictions[0])
+
+
+def _figures(config: Any, retain: int, ratios: dict[str, list[float]], full_step: float) -> dict[str, Any]:
+    typical = {name: statistics.median(values) for name, values in ratios.items()}
+    rows = {
+        name: {
+            "ms_per_step": 1e3 * full_step * ratio,
+            "tps_over_window": typical["window"] / ratio,
+            "over_full": ratio - 1,
+            "share_of_time": 1 - 1 / ratio,
+            "ratios": ratios[name],
+        }
+        for name, ratio in typical.items()
+    }
+    return {
+        "config": {name: getattr(config, name) for name in config.__dataclass_fields__},
+        "retain": retain,
+        "device": jax.devices()[0].device_kind,
+        "full_ms_per_step": 1e3 * full_step,
+        "policies": rows,
+    }
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    c = figures["config"]
+    table = Table(
+        title=f"Policies on {figures['device']}: batch {c['batch_size']}, budget {c['budget']}, retain "
+        f"{figures['retain']}, medians of {c['turns']} turns"
+    )
+    headings = ("policy", "tokens/s over window's", "ms a step", "more than full", "time on eviction and scoring")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for name, row in sorted(figures["policies"].items(), key=lambda item: item[1]["over_full"]):
+        table.add_row(
+            name,
+            f"{row['tps_over_window']:.2f}",
+            f"{row['ms_per_step']:.1f}",
+            f"{100 * row['over_full']:+.1f} %",
+            f"{100 * max(row['share_of_time'], 0):.1f} %",
+        )
+    table.caption = f"full: the full cache at the same occupancy, {figures['full_ms_per_step']:.1f} ms a step"
+    return table
