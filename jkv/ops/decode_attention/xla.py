@@ -45,9 +45,23 @@ def attention_weights(
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
     query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
-    weight = _weights(query, k, _live(length, jnp.int32(0), slots))
-    total = row_sum(weight)
-    return (weight / jnp.where(total > 0, total, jnp.float32(1))[..., None]).reshape(batch, heads, slots)
+
+    def on_cpu(query: jax.Array, k: jax.Array, length: jax.Array) -> jax.Array:
+        weight = _weights(query, k, _live(length, jnp.int32(0), slots))
+        total = row_sum(weight)
+        return weight / jnp.where(total > 0, total, jnp.float32(1))[..., None]
+
+    def elsewhere(query: jax.Array, k: jax.Array, length: jax.Array) -> jax.Array:
+        # The reducer above, meant for CPU, crashes the TPU compiler when it is fused with so long a row.
+        live = _live(length, jnp.int32(0), slots)
+        score = jnp.einsum("BKGH,BKSH->BKGS", query.astype(k.dtype), k, preferred_element_type=jnp.float32)
+        top = jnp.max(jnp.where(live, score, jnp.float32(_LOWEST)), axis=-1, keepdims=True)
+        weight = jnp.where(live, jnp.exp(score - top), jnp.float32(0))
+        total = jnp.sum(weight, axis=-1, keepdims=True)
+        return weight / jnp.where(total > 0, total, jnp.float32(1))
+
+    weights = lax.platform_dependent(query, k, length, cpu=on_cpu, default=elsewhere)
+    return weights.reshape(batch, heads, slots)
 
 
 def _weights(
