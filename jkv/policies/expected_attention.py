@@ -64,8 +64,9 @@ class ExpectedAttention(Policy):
         ahead = slots.newest[:, None] + 1 + jnp.arange(self.future)[None]
         cos, sin = (jnp.mean(x, axis=1, keepdims=True) for x in rotation(slots.model, ahead))
         mean = rotate(mean[:, None], cos, sin)[:, 0]
-        half = rotate(covariance, cos, sin)  # the last axis; then the other, by symmetry of the formula
-        return mean, jnp.swapaxes(rotate(jnp.swapaxes(half, 2, 3), cos, sin), 2, 3)
+        turn = lambda c: rotate(c.reshape(c.shape[0], 1, -1, c.shape[-1]), cos, sin).reshape(c.shape)
+        half = turn(covariance)  # the last axis; then the other
+        return mean, jnp.swapaxes(turn(jnp.swapaxes(half, 2, 3)), 2, 3)
 
     def _expected(self, mean, covariance, slots: Slots, layer: int) -> Float[Array, "B K G S"]:
         assert slots.keys is not None
