@@ -59,7 +59,7 @@ def load_predictor(path: Path, d_model: int, dtype=jnp.float32) -> Predictor:
             mend="give a predictor of DynTS's form",
         )
     wide, narrow = shapes[0][0], shapes[1][0]
-    expected = dict(zip(NAMES, ((wide, d_model), (narrow, wide), (1, narrow)), strict=True))
+    expected: dict[str, tuple[int, ...]] = dict(zip(NAMES, ((wide, d_model), (narrow, wide), (1, narrow)), strict=True))
     tensors = read_tensors(path, expected)
     first, second, third = (jnp.asarray(tensors[name].T, dtype) for name in NAMES)
     return first, second, third

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pydantic
 
@@ -104,7 +104,7 @@ def policy_entry(entry: Any) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{entry!r} is neither a policy's name nor a mapping with one", where="policies")
     entry = {str(key).replace("-", "_"): value for key, value in entry.items()}
     label = entry.pop("name", entry["policy"])
-    kinds = {field.name: field.type for field in dataclasses.fields(DecodeConfig)}
+    kinds = get_type_hints(DecodeConfig)
     for key, value in entry.items():
         if key not in ("policy", *_OF_A_POLICY):
             raise UserError(f"unknown key {key!r}", where=f"policies: {label}", mend=f"names are {names}")

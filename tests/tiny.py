@@ -26,6 +26,7 @@ class Tiny:
     n_kv_heads: int
     group: int
     options: tuple[tuple[str, Any], ...] = ()
+    vocabulary: int = 97
 
     def build(self, seed: int = 0) -> Any:
         """A random transformers model whose every parameter (biases and norms too) matters. N*H != D."""
@@ -35,7 +36,7 @@ class Tiny:
             "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         }[self.kind]
         config = config_class(
-            vocab_size=97, hidden_size=40, intermediate_size=72, num_hidden_layers=2, head_dim=12,
+            vocab_size=self.vocabulary, hidden_size=40, intermediate_size=72, num_hidden_layers=2, head_dim=12,
             num_attention_heads=self.n_kv_heads * self.group, num_key_value_heads=self.n_kv_heads,
             max_position_embeddings=512, bos_token_id=1, eos_token_id=2, attn_implementation="eager",
             **dict(self.options),
@@ -66,6 +67,9 @@ FAMILY = (
     Tiny("qwen2-yarn-tied-g2", "qwen2", 2, 2, (("rope_parameters", YARN), ("tie_word_embeddings", True))),
     Tiny("qwen3-g2", "qwen3", 2, 2),
 )
+
+# No query heads share a KV head, and layers x KV heads is not a power of two.
+QWEN3_G1 = Tiny("qwen3-g1", "qwen3", 3, 1)
 
 
 def prompts(*lengths: int, seed: int = 0, vocabulary: int = 97) -> list[tuple[int, ...]]:

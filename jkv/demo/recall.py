@@ -26,7 +26,7 @@ def run_probe(config: Any) -> list[Recall]:
         loaded = load(config.model, "float32")
     asked = probes(config.probes, seed=config.seed)
     tokens = [_encode(loaded, probe) for probe in asked]
-    contestants = [("full", Full(), Retention(600, 600), ())]
+    contestants: list[tuple[str, Policy, Retention, Any]] = [("full", Full(), Retention(600, 600), ())]
     for entry in config.policies:
         label, policy, rule = _contestant(config, entry)
         bound, parameters = policy.bind(Context(loaded.config, loaded.tokenizer, loaded.path))

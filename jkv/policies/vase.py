@@ -1,9 +1,9 @@
 """vase: the values decide, and chance (VaSE, arXiv:2606.03928), in two forms (``--options form=attnv`` or ``dkv``).
 
-attnv: besides the sinks, a quarter of the budget (sinks included) goes to the tokens whose values range widest,
-max(v) - min(v); the rest of what is kept is drawn without replacement, in proportion to attention: of the last 64
-queries, over the slots outside the window, mean over queries and over the group, average-pooled over 5 neighbours.
-Drawing is by Gumbel noise: the highest log p + G are such a draw.
+attnv: besides the sinks, a quarter of the budget goes to the tokens whose values range widest, max(v) - min(v) (in the
+source's code the sinks are part of that quarter); the rest of what is kept is drawn without replacement, in proportion
+to attention: of the last 64 queries, over the slots outside the window, mean over queries and over the group,
+average-pooled over 5 neighbours. Drawing is by Gumbel noise: the highest log p + G are such a draw.
 
 dkv: score = ||k G||^2 ||v G||^2, G a Gaussian H x 20 drawn at each eviction; as shares of their sum over the slots.
 Neither attention nor calibration.
@@ -60,7 +60,7 @@ class VaSE(Policy):
             attention.append(observed.pool(mean, slots, layer, width=self.width, kind="avg", leave_out=recent))
         spread, attention = (_on_keep_sets(stack(x), slots) for x in (spread, attention))
         free = slots.occupied[:, None, None, :] & ~slots.protected
-        widest = _highest(jnp.where(free, spread, -jnp.inf), max(slots.rule.budget // 4 - slots.rule.sinks, 0), slots)
+        widest = _highest(jnp.where(free, spread, -jnp.inf), slots.rule.budget // 4, slots)
         # Gumbel noise from uniform draws that never are exactly 0 or 1; a share of 0 is never drawn before others.
         draw = jnp.clip(uniform(slots), 1e-7, 1 - 1e-7)
         lot = jnp.log(jnp.maximum(attention, 1e-30)) - jnp.log(-jnp.log(draw))

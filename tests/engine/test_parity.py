@@ -9,7 +9,7 @@ import pytest
 from jkv.engine import Engine, Request
 from jkv.load import load
 from jkv.policies import Full, Random, Retention, Streaming, Window
-from tests.engine.oracle import Oracle, newest_first, uniform_draws
+from tests.engine.oracle import NewestFirst, Oracle, UniformDraws
 from tests.tiny import FAMILY, Tiny, complete, prompts
 
 
@@ -37,7 +37,7 @@ def test_logits_and_200_greedy_tokens_equal_transformers(tiny: Tiny, tmp_path):
     done, _ = complete(engine, [Request("r", prompt, 200)])
     jax.effects_barrier()
 
-    tokens, _, logits = Oracle(reference, 10_000, 10_000).run(prompt, 200, newest_first)
+    tokens, _, logits = Oracle(reference, 10_000, 10_000).run(prompt, 200, NewestFirst())
     assert done["r"].token_ids == tokens
     assert len(sink) == len(logits) == 200
     worst = max(float(np.abs(ours[0] - theirs).max()) for ours, theirs in zip(sink, logits, strict=True))
@@ -68,8 +68,7 @@ def test_kept_positions_and_tokens_equal_the_oracle(tiny: Tiny, rule, tmp_path):
     done, evictions = complete(engine, requests, trace=True)
     per_head = retention.granularity == "head"
     for request in requests:
-        draws = uniform_draws(7, request.id, 0, tiny.n_kv_heads, per_head)
-        score = draws if isinstance(policy, Random) else newest_first
+        scorer = UniformDraws(7, request.id) if isinstance(policy, Random) else NewestFirst()
         oracle = Oracle(
             reference,
             retention.budget,
@@ -79,7 +78,7 @@ def test_kept_positions_and_tokens_equal_the_oracle(tiny: Tiny, rule, tmp_path):
             retention.pin_prompt,
             per_head,
         )
-        tokens, kept, _ = oracle.run(request.prompt_ids, 80, score)
+        tokens, kept, _ = oracle.run(request.prompt_ids, 80, scorer)
         assert len(kept) >= 4
         assert [e.kept for e in evictions[request.id]] == kept
         assert done[request.id].token_ids == tokens
