@@ -131,6 +131,40 @@ def test_classes_that_cannot_be_registered(refused, tmp_path):
     assert "no policy 'of-no-file'; choose one of" in refused("--register", file, "--policy", "of-no-file")
 
 
+OWN = """
+from __future__ import annotations
+import dataclasses
+from jkv.policies import Policy, register
+from jkv.policies.base import Count as {count}
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Own{count}(Policy):
+    n: {count}
+    name = "own-{count}"
+"""
+
+
+def test_an_option_that_has_no_default_must_be_given(refused, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.format(count="Many"))
+    use = ("--register", file, "--policy", "own-Many")
+    message = refused(*use)
+    assert message.startswith("--options: ")
+    assert "'n'" in message
+    assert refused(*use, "--options", "n=none").startswith("--options n: ")
+
+
+def test_two_files_of_one_name_keep_apart(refused, tmp_path):
+    files = [tmp_path / directory / "mine.py" for directory in ("one", "other")]
+    for file, count in zip(files, ("One", "Other"), strict=True):
+        file.parent.mkdir()
+        file.write_text(OWN.format(count=count))
+    for count in ("One", "Other"):
+        use = ("--register", *files, "--policy", f"own-{count}", "--options", "n=none")
+        assert refused(*use).startswith("--options n: ")
+
+
 OPTIONS = {
     "unknown": (
         ("rkv", "lamb=0.5"),
