@@ -2,7 +2,7 @@
 
 At every step the slots whose attention is in the top half of the occupied ones get the timestamp t. Score = timestamp.
 Attention is exact here (the source estimates it by pages), mean over a group's query heads; with granularity shared it
-is averaged over layers and KV heads first. Attention weights are needed at every step, and half of a sort.
+is averaged over layers and KV heads first. Attention weights are needed at every step, and a sort of them.
 """
 
 import dataclasses
@@ -31,10 +31,9 @@ class RaaS(Policy):
         def query(stamps, at):
             weights, position, occupied, valid = at
             half = (occupied + 1) // 2
-            ranked = jnp.sort(weights, axis=-1, descending=True)
-            place = jnp.broadcast_to((half - 1)[:, None, None, None], (*ranked.shape[:3], 1))
-            median = jnp.take_along_axis(ranked, place, axis=-1)
-            top = (weights >= median) & valid[:, None, None, None]
+            # By rank, not by comparing with the median: XLA may compute the weights a second time, rounded differently.
+            rank = jnp.argsort(jnp.argsort(weights, axis=-1, descending=True), axis=-1)
+            top = (rank < half[:, None, None, None]) & valid[:, None, None, None]
             return jnp.where(top, jnp.maximum(stamps, position[:, None, None, None]), stamps), None
 
         by_query = (received(new, "mean"), new.position, new.occupied, new.valid)

@@ -109,6 +109,14 @@ def select(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"], re
 
 def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) -> Int[Array, "B l k"]:
     """The one slot to overwrite: lowest score, and among equals the oldest position."""
-    lowest = jnp.min(scores, axis=-1, keepdims=True)
-    age = jnp.where(scores == lowest, positions, jnp.iinfo(jnp.int32).max)
-    return jnp.argmin(age, axis=-1).astype(jnp.int32)
+    slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+
+    # One pass that reads scores once. Comparing them with their minimum reads them twice, and XLA may compute them
+    # twice, rounded differently: then none of them is the minimum.
+    def lower(a, b):
+        a_first = (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
+        return tuple(jnp.where(a_first, x, y) for x, y in zip(a, b, strict=True))
+
+    oldest_last = jnp.int32(jnp.iinfo(jnp.int32).max)
+    start = (jnp.float32(jnp.inf), oldest_last, jnp.int32(0))
+    return jax.lax.reduce((scores, positions, slot), start, lower, (3,))[2]

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def models(tmp_path_factory):
     torch.set_num_threads(1)
     yield get
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def compilation(request):
+    """Most of the time is XLA's. The quick tests compile as users do, the many slow ones without optimisation."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is not None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def search(
