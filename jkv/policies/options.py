@@ -1,10 +1,12 @@
 """Policies from words: a name, options as text or values, files that register more of them."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import pathlib
 import reprlib
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, get_origin, get_type_hints
 
@@ -38,7 +40,7 @@ def make_policy(name: str, options: Mapping[str, Any]) -> Policy:
             raise UserError(f"{error.errors()[0]['msg']}, got {reprlib.repr(value)}", where=where) from None
     try:
         return cls(**values)
-    except ValueError as error:  # a policy that checks its own options
+    except (ValueError, TypeError) as error:  # a policy that checks its own options, or one that must be given
         raise UserError(str(error), where="--options") from None
 
 
@@ -47,7 +49,8 @@ def run_policy_file(file: str) -> None:
     path = pathlib.Path(file).expanduser()
     if not path.is_file():
         raise UserError("no such file", where=file, mend="--register takes Python files")
-    name = f"jkv_registered_{path.stem}"
+    # Two files of one name keep apart.
+    name = f"jkv_registered_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError("is no Python file", where=file, mend="its name should end in .py")
@@ -57,9 +60,10 @@ def run_policy_file(file: str) -> None:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:
-        line = error.__traceback__
-        while line is not None and line.tb_next is not None:
-            line = line.tb_next
-        at = f"{file}, line {line.tb_lineno}" if line is not None else file
-        raise UserError(f"raises {type(error).__name__}: {error}", where=at, mend="mend the file") from None
+    except (Exception, SystemExit) as error:
+        # The deepest line of the file itself; a file that can't be parsed has none, but the error knows.
+        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
+        at = file if line is None else f"{file}, line {line}"
+        what = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "")
+        raise UserError(f"raises {type(error).__name__}: {what}", where=at, mend="mend the file") from None
