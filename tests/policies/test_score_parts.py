@@ -185,8 +185,8 @@ def test_vase_draws_in_proportion_to_attention(granularity):
     if granularity == "shared":
         shares, spread = shares.mean((0, 1), keepdims=True), spread.mean((0, 1), keepdims=True)
 
-    # A quarter of the budget, sinks included, goes to the widest values: 4 sinks, 2 of these, and one that is drawn.
-    rule = Retention(slots, sinks + 2 + 1, 0, sinks, granularity=granularity)
+    # A quarter of the budget goes to the widest values: 4 sinks, 6 of these, and one that is drawn.
+    rule = Retention(slots, sinks + 6 + 1, 0, sinks, granularity=granularity)
     position = np.broadcast_to(np.arange(slots), shares.shape)
     row = slots_of(
         position, rule=rule, model=model, keys=tuple(jnp.asarray(keys, jnp.float32)[:, None]),
@@ -204,7 +204,7 @@ def test_vase_draws_in_proportion_to_attention(granularity):
     scores = np.asarray(jax.lax.map(score, lots, batch_size=500))  # [draws, l, k, S]
     for layer, head in np.ndindex(shares.shape[:2]):
         free = np.arange(slots) >= sinks
-        widest = np.isin(np.arange(slots), sorted(np.flatnonzero(free), key=lambda i: spread[layer, head, i])[-2:])
+        widest = np.isin(np.arange(slots), sorted(np.flatnonzero(free), key=lambda i: spread[layer, head, i])[-6:])
         assert np.array_equal(np.isposinf(scores[:, layer, head]), np.broadcast_to(widest, (draws, slots)))
         drawable = free & ~widest
         drawn = np.where(drawable, scores[:, layer, head], -np.inf).argmax(-1)
