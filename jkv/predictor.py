@@ -14,7 +14,7 @@ import numpy as np
 from jkv.axes import Array, Float
 from jkv.errors import UserError
 from jkv.models.layers import project
-from jkv.ops.rows import pad_rows
+from jkv.ops.rows import pad_rows, row_dot
 from jkv.tensors import read_tensors, tensor_shapes
 
 FILE = "predictor.safetensors"
@@ -27,9 +27,11 @@ Predictor = tuple[Float[Array, "D wide"], Float[Array, "wide narrow"], Float[Arr
 def importance(predictor: Predictor, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
     """Predicted importance, at least 0, float32."""
     rows, x = hidden.shape[0], pad_rows(hidden)
-    for kernel in predictor:
+    *wide, last = predictor
+    for kernel in wide:
         x = jax.nn.softplus(project("BTD,DF->BTF", x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32))
-    return x[:rows, :, 0]
+    x, last = (a.astype(last.dtype).astype(jnp.float32) for a in (x, last))
+    return jax.nn.softplus(row_dot(x, last[:, 0]))[:rows]
 
 
 def random_predictor(d_model: int, seed: int = 0, dtype=jnp.float32) -> Predictor:

@@ -97,15 +97,17 @@ class DecodeConfig:
                     f"policy {self.policy} needs a budget", where="--budget", mend="give the number of KV slots"
                 )
             budget = DEMO_BUDGET
-        window = policy.default_window(budget, self.retain) if self.window is None else self.window
+        retain = self.retain
+        if retain is None and self.ratio is None:
+            retain = budget - max(1, budget // 8)
+        window = self.window
+        if window is None:
+            window = policy.default_window(budget, retain=retain, ratio=self.ratio)
         sinks = policy.sinks if self.sinks is None else self.sinks
         pin = policy.pin_prompt if self.pin_prompt is None else self.pin_prompt
-        if self.retain is not None:
-            retain = self.retain
-        elif self.ratio is not None:
+        if self.ratio is not None:
             retain = retain_by_ratio(budget, window, self.ratio)
-        else:
-            retain = budget - max(1, budget // 8)
+        assert retain is not None
         if retain >= budget:
             raise UserError(
                 f"retain {retain} leaves nothing to evict from a budget of {budget}",

@@ -86,7 +86,7 @@ def _contestant(config: Any, entry: Any) -> tuple[str, Policy, Retention]:
     rule = Retention(
         budget=config.budget,
         retain=config.retain,
-        window=policy.default_window(config.budget, config.retain) if window is None else window,
+        window=policy.default_window(config.budget, retain=config.retain, ratio=None) if window is None else window,
         sinks=policy.sinks if sinks is None else sinks,
         pin_prompt=own.get("pin_prompt", config.pin_prompt),
         granularity=own.get("granularity", config.granularity),

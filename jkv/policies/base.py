@@ -166,9 +166,9 @@ class Policy:
     takes_predictor: ClassVar[bool] = False  # whether ``bind`` reads ``--predictor``
 
     @classmethod
-    def default_window(cls, budget: int, retain: int | None) -> int:
-        """Newest tokens never evicted, unless ``--window`` is given."""
-        del retain
+    def default_window(cls, budget: int, *, retain: int | None, ratio: float | None) -> int:
+        """Newest tokens never evicted, unless ``--window`` is given. One of ``retain`` and ``ratio`` is a number."""
+        del retain, ratio
         return budget // 8
 
     def bind(self, context: Context) -> tuple["Policy", Any]:

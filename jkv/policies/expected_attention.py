@@ -55,10 +55,11 @@ class ExpectedAttention(Policy):
         assert slots.queries is not None
         position = observed.query_positions(slots, self.queries)
         plain = _unrotate(slots.queries[layer].astype(jnp.float32), position, slots)
-        counts = (position >= self.skip).astype(jnp.float32)[:, :, None, None]
-        n = jnp.maximum(jnp.sum(counts, axis=1), 1.0)
-        mean = jnp.sum(plain * counts, axis=1) / n
-        centred = (plain - mean[:, None]) * counts
+        counts = (position >= self.skip)[:, :, None, None]
+        n = jnp.maximum(jnp.sum(counts.astype(jnp.float32), axis=1), 1.0)
+        # Not a product with zero: a place of the ring that holds no query yet may hold anything.
+        mean = jnp.sum(jnp.where(counts, plain, 0.0), axis=1) / n
+        centred = jnp.where(counts, plain - mean[:, None], 0.0)
         covariance = jnp.einsum("BnNH,BnNJ->BNHJ", centred, centred) / n[..., None]
 
         ahead = slots.newest[:, None] + 1 + jnp.arange(self.future)[None]

@@ -6,6 +6,7 @@ averaged over layers and KV heads. Attention weights are needed at every step: a
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
@@ -21,8 +22,11 @@ class H2O(Policy):
     needs = Needs(attention=True)
 
     @classmethod
-    def default_window(cls, budget: int, retain: int | None) -> int:
-        return (budget if retain is None else retain) // 2
+    def default_window(cls, budget: int, *, retain: int | None, ratio: float | None) -> int:
+        if ratio is not None:  # window + ratio * (budget - window) is kept: twice the window, rounded up
+            return math.floor(ratio * budget / (1 + ratio))
+        assert retain is not None
+        return retain // 2
 
     def init(self, shape: Shape):
         return shape.per_slot()

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jkv.axes import Array, Float
 from jkv.config import ModelConfig
 from jkv.errors import UserError
-from jkv.ops.rows import pad_rows
+from jkv.models.layers import project
+from jkv.ops.rows import pad_rows, row_dot
 from jkv.policies.base import Context, Needs, NewTokens, Policy, Shape, Slots
 from jkv.policies.keep_sets import stack
 from jkv.tensors import read_tensors, tensor_shapes
@@ -62,8 +63,9 @@ class TrimKV(Policy):
 def retention_gate(gate: dict[str, jax.Array], x: Float[Array, "B T D"]) -> Float[Array, "B K T"]:
     """log beta of each token and KV head, float32."""
     rows, x = x.shape[0], pad_rows(x)
-    wide = jnp.einsum("BTD,MD->BTM", x.astype(jnp.float32), gate["linear1.weight"]) + gate["linear1.bias"][None, None]
-    out = jnp.einsum("BTM,KM->BKT", jax.nn.silu(wide), gate["linear2.weight"]) + gate["bias"][None, :, None]
+    wide = project("BTD,MD->BTM", x.astype(jnp.float32), gate["linear1.weight"]) + gate["linear1.bias"][None, None]
+    wide = jax.nn.silu(wide)
+    out = jnp.stack([row_dot(wide, head) for head in gate["linear2.weight"]], axis=1) + gate["bias"][None, :, None]
     return jax.nn.log_sigmoid(out)[:rows]
 
 
