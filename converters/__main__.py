@@ -21,6 +21,10 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    # What policies of jkv read beside the weights.
+    "predictor.safetensors",
+    "predictor.json",
+    "query_statistics.safetensors",
 )
 
 
@@ -40,10 +44,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str | None = None) -> None:
-    """Convert a Hugging Face checkpoint to a directory that jkv loads without rearranging, or back."""
-    from converters.hf import read_hf, write_hf
+    """Convert a Hugging Face checkpoint to a directory that jkv loads without rearranging, or back.
+
+    An importance predictor in it (DynTS: is_head.0|2|4.weight) becomes predictor.safetensors, whether or not a model is
+    there, too.
+    """
+    from converters.hf import read_hf, read_predictor, write_hf
     from converters.orbax_io import is_converted, read_converted, write_converted
     from jkv.load import locate
+    from jkv.predictor import FILE, save_tensors
 
     directory = locate(source)
     if to_hf and not is_converted(directory):
@@ -54,7 +63,11 @@ def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str |
         if to_hf:
             write_hf(read_converted(directory, dtype), made)
         else:
-            write_converted(read_hf(directory, dtype), made)
+            predictor = read_predictor(directory)
+            if (directory / "config.json").exists() or not predictor:
+                write_converted(read_hf(directory, dtype), made)
+            if predictor:
+                save_tensors(made / FILE, predictor)
         for name in SIDE_FILES:
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, made / name)

@@ -15,6 +15,7 @@ from converters.tables import EMBEDDING, HEAD, IGNORED, Row, rows
 from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.predictor import NAMES as PREDICTOR
 
 
 def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
@@ -62,6 +63,21 @@ def write_hf(model: Decoder, directory: str | Path, dtype: Any = None, max_shard
     write_config(config, directory, wanted.name)
 
 
+def read_predictor(directory: str | Path) -> dict[str, np.ndarray]:
+    """The importance predictor that DynTS's published checkpoints hold beside the model: is_head.0|2|4.weight, whatever
+    their widths, float32. Empty if there is none. Raises UserError if it isn't whole."""
+    with opened(Path(directory)) as stored:
+        found = [name for name in PREDICTOR if name in stored]
+        if found and len(found) < len(PREDICTOR):
+            missing = [name for name in PREDICTOR if name not in stored]
+            raise UserError(f"the predictor is incomplete: {elided(missing)} missing", where=str(directory))
+        tensors = {name: stored[name].read() for name in found}
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
+            raise UserError(f"{name} holds NaN or infinity", where=str(directory), mend="download it again")
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+
 def _common_dtype(table: dict[str, Row], stored: dict[str, Stored], directory: Path) -> np.dtype:
     codes = sorted({stored[name].code for name in table})
     if len(codes) > 1:
@@ -93,7 +109,7 @@ def _check(config: ModelConfig, table: dict[str, Row], stored: dict[str, Stored]
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
-    return bool(IGNORED.fullmatch(name)) or (config.tied_head and name == HEAD)
+    return bool(IGNORED.fullmatch(name)) or name in PREDICTOR or (config.tied_head and name == HEAD)
 
 
 def _check_tied(embedding: Stored, head: Stored) -> None:

@@ -5,7 +5,10 @@ An MLP on the final-norm hidden state, D -> 2D -> D/2 -> 1 with softplus after e
 """
 
 import itertools
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from jkv.ops.rows import pad_rows, row_dot
 from jkv.tensors import read_tensors, tensor_shapes
 
 FILE = "predictor.safetensors"
+CONFIG = "predictor.json"  # beside FILE: which hidden state it reads, and how it was made
 # Names of the published checkpoints: a Sequential whose odd members are the softplus. Weights are [out, in].
 NAMES = ("is_head.0.weight", "is_head.2.weight", "is_head.4.weight")
 
@@ -34,10 +38,12 @@ def importance(predictor: Predictor, hidden: Float[Array, "B T D"]) -> Float[Arr
     return jax.nn.softplus(row_dot(x, last[:, 0]))[:rows]
 
 
-def random_predictor(d_model: int, seed: int = 0, dtype=jnp.float32) -> Predictor:
-    """Untrained weights of the right shapes (for tests and for measuring what the predictor costs)."""
+def random_predictor(
+    d_model: int, seed: int = 0, dtype=jnp.float32, *, wide: int | None = None, narrow: int | None = None
+) -> Predictor:
+    """Untrained weights, to begin training with. wide, narrow: the hidden layers' sizes unless 2D and D/2."""
     rng = np.random.default_rng(seed)
-    widths = (d_model, 2 * d_model, max(1, d_model // 2), 1)
+    widths = (d_model, wide or 2 * d_model, narrow or max(1, d_model // 2), 1)
     draw = lambda i, o: jnp.asarray(rng.normal(size=(i, o)) * i**-0.5, dtype)
     first, second, third = (draw(i, o) for i, o in itertools.pairwise(widths))
     return first, second, third
@@ -48,8 +54,7 @@ def load_predictor(path: Path, d_model: int, dtype=jnp.float32) -> Predictor:
 
     Raises UserError if they aren't there or belong to a model of another D.
     """
-    if path.is_dir():
-        path = path / FILE
+    path = _file(path)
     if not path.exists():
         raise UserError("no such predictor", where=str(path), mend="give FILE.safetensors or the directory it is in")
     found = tensor_shapes(path)
@@ -67,9 +72,47 @@ def load_predictor(path: Path, d_model: int, dtype=jnp.float32) -> Predictor:
     return first, second, third
 
 
-def save_predictor(path: Path, predictor: Predictor) -> None:
-    """Write weights under the published names."""
+def save_predictor(path: Path, predictor: Predictor, config: dict[str, Any] | None = None) -> None:
+    """Write weights under the published names, each file whole or not at all; ``config`` beside them as JSON.
+
+    path: FILE.safetensors, or a directory.
+    """
+    path = _file(path)
+    if config is not None:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path.with_suffix(".json"))
+    save_tensors(path, {name: np.asarray(kernel).T for name, kernel in zip(NAMES, predictor, strict=True)})
+
+
+def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write tensors under their published names, whole or not at all."""
     from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(np.asarray(kernel).T) for name, kernel in zip(NAMES, predictor, strict=True)}
-    save_file(arrays, path)
+    part = path.with_suffix(".part")
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, part)
+    os.replace(part, path)
+
+
+def hidden_layer(path: Path, n_layers: int) -> int | None:
+    """Which layer's attention input a predictor reads; None for the final norm's output, as published ones do.
+
+    path: FILE.safetensors or the directory it is in. Raises UserError if the config beside it says no such layer.
+    """
+    file = _file(path).with_suffix(".json")
+    if not file.exists():
+        return None
+    try:
+        layer = json.loads(file.read_text(encoding="utf-8")).get("layer")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"is no predictor's config ({error})", where=str(file), mend="train the predictor again"
+        ) from None
+    if layer is not None and not (isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < n_layers):
+        what = f"layer {layer!r} is none of this model's {n_layers}"
+        raise UserError(what, where=str(file), mend="it belongs to another model")
+    return layer
+
+
+def _file(path: Path) -> Path:
+    return path / FILE if path.is_dir() else path

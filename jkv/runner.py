@@ -41,10 +41,17 @@ def new_tokens_of(config: DecodeConfig) -> int:
     return config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
 
 
-def run(config: DecodeConfig, *, loaded: Loaded | None = None, show: bool = True) -> dict[str, Any]:
+def run(
+    config: DecodeConfig,
+    *,
+    loaded: Loaded | None = None,
+    problems: list[Problem] | None = None,
+    show: bool = True,
+) -> dict[str, Any]:
     """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend.
 
-    loaded: the model, where it is at hand.  show: print a thought and the closing table when done.
+    loaded, problems: the model and the task's problems, where they are at hand.
+    show: print a thought and the closing table when done.
     """
     policy = config.make_policy()
     # Whatever can be refused without the weights is refused before they are read.
@@ -52,7 +59,8 @@ def run(config: DecodeConfig, *, loaded: Loaded | None = None, show: bool = True
     dtype = default_dtype(config.dtype)
     with busy(f"loading {config.model}", quiet=config.quiet):
         loaded = loaded or load(config.model, dtype)
-        problems = load_task(config.task, loaded, limit=config.limit)
+        if problems is None:
+            problems = load_task(config.task, loaded, limit=config.limit)
         policy, parameters = policy.bind(context_of(config, loaded))
     new_tokens = new_tokens_of(config)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens

@@ -17,23 +17,29 @@ import jax.numpy as jnp
 from jkv.errors import UserError
 from jkv.policies.base import Context, Needs, NewTokens, Policy, Shape, Slots
 from jkv.policies.random import uniform
-from jkv.predictor import FILE, importance, load_predictor
+from jkv.predictor import FILE, hidden_layer, importance, load_predictor
 
 
 @dataclasses.dataclass(frozen=True)
 class DynTS(Policy):
     """keep: which scores stay.  think_end: token id of </think>; looked up in the tokenizer unless given.
+    layer: whose attention input the predictor reads; its config says, None is the final norm's output.
 
     State: each slot's score, and whether the row is past </think>. Parameters: the predictor.
     """
 
     keep: Literal["top", "random", "bottom"] = "top"
     think_end: int | None = None
+    layer: int | None = None
 
     name = "dynts"
-    needs = Needs(hidden=True, tokens=True)
     takes_predictor = True
     pin_prompt = True
+
+    @property
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """One hidden state, and the token ids."""
+        return Needs(hidden=self.layer is None, inputs=self.layer is not None, tokens=True)
 
     def bind(self, context: Context):
         path = context.predictor
@@ -49,17 +55,18 @@ class DynTS(Policy):
         if think_end is None and context.tokenizer is not None:
             # None when the tokenizer has no such token: then no answer is told from its thought.
             think_end = context.tokenizer.get_vocab().get("</think>")
-        return dataclasses.replace(self, think_end=think_end), load_predictor(
-            path, context.config.d_model, context.dtype
-        )
+        weights = load_predictor(path, context.config.d_model, context.dtype)
+        layer = hidden_layer(path, context.config.n_layers)
+        return dataclasses.replace(self, think_end=think_end, layer=layer), weights
 
     def init(self, shape: Shape):
         return {"score": shape.per_slot(), "answering": jnp.zeros((shape.rows,), jnp.bool_)}
 
     def observe(self, state, new: NewTokens):
-        assert new.hidden is not None
         assert new.tokens is not None
-        score = importance(new.parameters, new.hidden)
+        hidden = new.hidden if self.layer is None else (new.inputs or ())[self.layer]
+        assert hidden is not None
+        score = importance(new.parameters, hidden)
         answering = state["answering"]
         if self.think_end is not None:
             # A </think> within the prompt (a template's, or an example) ends no thought of this completion.

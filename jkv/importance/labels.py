@@ -1,0 +1,180 @@
+"""Labels: the attention that each token receives from later ones, over the whole of a known text.
+
+A trace is read once, all of it given. Attention weights exist for one block of queries at a time, so memory grows with
+(tokens x block), never with tokens squared. Two labels come from the same pass:
+
+    answer   mean over layers, query heads and the queries after </think> (DynTS, arXiv:2601.18383: the diagonal of the
+             attention matrix is zeroed, so a token is not its own query)
+    future   sum over all completion queries more than ``horizon`` tokens later, mean over layers and query heads: what
+             a token is still worth once it has left the newest ``horizon`` (after KVpop, arXiv:2607.05061)
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jkv.axes import Array, Bool, Float, Int
+from jkv.models.decoder import Decoder
+from jkv.pytree import pytree
+
+BLOCK = 128
+LABELS = ("answer", "future")
+
+
+@pytree
+class Labels:
+    """Of every token of every row; what is behind a row's end is meaningless. hidden: in the model's dtype."""
+
+    answer: Float[Array, "B T"]
+    future: Float[Array, "B T"]
+    hidden: Float[Array, "B T D"]
+
+
+class TraceLabels(NamedTuple):
+    """The same of one trace, on the host: [T], [T] and [T, D]."""
+
+    answer: np.ndarray
+    future: np.ndarray
+    hidden: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockwiseAttention:
+    """Causal attention in blocks of queries; ``kv`` out is (answer sums [B, T], future sums [B, T], inputs).
+
+    answering, completing: which queries count for either label, bool [B, T].  horizon: as above.  block: queries at a
+    time, a divisor of T.  keep_inputs: whether what entered the attention is handed out.
+    """
+
+    answering: Bool[Array, "B T"]
+    completing: Bool[Array, "B T"]
+    horizon: int
+    block: int
+    keep_inputs: bool = False
+
+    def __call__(self, q, k, v, kv, x):
+        del kv
+        rows, length, n, h = q.shape
+        heads = k.shape[2]
+        key_position = jnp.arange(length)
+
+        def one_block(sums, start):
+            cut = lambda y: jax.lax.dynamic_slice_in_dim(y, start, self.block, axis=1)
+            queries = cut(q).reshape(rows, self.block, heads, n // heads, h)
+            scores = jnp.einsum("BTKGH,BSKH->BKGTS", queries, k, preferred_element_type=jnp.float32) * h**-0.5
+            later = (start + jnp.arange(self.block))[:, None] - key_position[None]  # [T, S]: how much later the query
+            weights = jax.nn.softmax(jnp.where((later >= 0)[None, None, None], scores, -jnp.inf), axis=-1)
+            out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
+            answer, future = sums
+            answer += _received(weights, cut(self.answering), later > 0)
+            future += _received(weights, cut(self.completing), later > self.horizon)
+            return (answer, future), out.reshape(rows, self.block, n, h)
+
+        zeros = jnp.zeros((rows, length), jnp.float32)
+        starts = jnp.arange(0, length, self.block)
+        (answer, future), out = jax.lax.scan(one_block, (zeros, zeros), starts)
+        out = jnp.swapaxes(out, 0, 1).reshape(rows, length, n, h)
+        return out, (answer, future, x if self.keep_inputs else None)
+
+
+def _received(weights, counts: Bool[Array, "B T"], pairs: Bool[Array, "T S"]) -> Float[Array, "B S"]:
+    """Attention that keys get from the queries that count, mean over query heads."""
+    wanted = counts[:, :, None] & pairs[None]
+    per_key = jnp.sum(jnp.where(wanted[:, None, None], weights, 0.0), axis=3)
+    return jnp.mean(per_key, axis=(1, 2))
+
+
+def label(
+    graph: Any,
+    weights: nnx.State,
+    tokens: Int[Array, "B T"],
+    think_end: Int[Array, " B"],
+    prompt_length: Int[Array, " B"],
+    length: Int[Array, " B"],
+    *,
+    horizon: int,
+    layer: int | None = None,
+    block: int = BLOCK,
+) -> Labels:
+    """Labels and hidden states of padded traces, T a multiple of ``block``.
+
+    think_end: position of </think>.  length: of each trace, padding left out.  layer: whose attention input is the
+    hidden state; None for the final norm's output.
+    """
+    model: Decoder = nnx.merge(graph, weights)
+    position = jnp.arange(tokens.shape[1])[None]
+    inside = position < length[:, None]
+    answering = (position > think_end[:, None]) & inside
+    completing = (position >= prompt_length[:, None]) & inside
+    attend = BlockwiseAttention(answering, completing, horizon, block)
+    attends = [attend] * model.config.n_layers
+    if layer is not None:
+        attends[layer] = dataclasses.replace(attend, keep_inputs=True)
+    chosen = _PerLayer(attends)
+    hidden, per_layer = model(tokens, jnp.broadcast_to(position, tokens.shape), chosen, range(model.config.n_layers))
+    answers, futures, inputs = zip(*per_layer, strict=True)
+    queries = jnp.maximum(jnp.sum(answering, axis=1, keepdims=True), 1).astype(jnp.float32)
+    return Labels(
+        answer=sum(answers[1:], answers[0]) / (len(answers) * queries),
+        future=sum(futures[1:], futures[0]) / len(futures),
+        hidden=hidden if layer is None else inputs[layer],
+    )
+
+
+class _PerLayer:
+    """Each layer's own attend, told by ``kv`` in, the layer's index."""
+
+    def __init__(self, attends: list[BlockwiseAttention]):
+        self.attends = attends
+
+    def __call__(self, q, k, v, kv, x):
+        return self.attends[kv](q, k, v, None, x)
+
+
+def padded_length(length: int) -> int:
+    """The length a trace is padded to: few different ones, at most an eighth of it wasted, multiples of BLOCK."""
+    grain = max(BLOCK, 1 << max(0, length.bit_length() - 4))
+    return -(-length // grain) * grain
+
+
+class Labeller:
+    """Labels of traces, one row a device.
+
+    model: its weights are copied to every device of this process.  Programs are compiled for few padded lengths.
+    """
+
+    def __init__(self, model: Decoder, *, horizon: int, layer: int | None):
+        self.mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+        graph, weights = nnx.split(model)
+        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        self.rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
+        self.weights = jax.device_put(weights, replicated)
+        self.program = jax.jit(functools.partial(label, graph, horizon=horizon, layer=layer))
+
+    @property
+    def at_once(self) -> int:
+        """Traces that one call takes at most."""
+        return self.mesh.size
+
+    def __call__(self, traces: list[Any]) -> list[TraceLabels]:
+        """Labels of up to ``at_once`` traces, on the host, cut to each trace's length."""
+        padded = padded_length(max(len(trace.tokens) for trace in traces))
+        rows = traces + traces[:1] * (self.at_once - len(traces))
+        tokens = np.zeros((len(rows), padded), np.int32)
+        for row, trace in enumerate(rows):
+            tokens[row, : len(trace.tokens)] = trace.tokens
+        books = [
+            np.array([getattr(trace, name) for trace in rows], np.int32)
+            for name in ("think_end", "prompt_length", "length")
+        ]
+        put = lambda x: jax.device_put(x, self.rows)
+        found = jax.device_get(self.program(self.weights, *map(put, (tokens, *books))))
+        return [
+            TraceLabels(*(np.asarray(x[row, : trace.length]) for x in (found.answer, found.future, found.hidden)))
+            for row, trace in enumerate(traces)
+        ]

@@ -1,0 +1,57 @@
+"""Pictures of a training: loss and overlap by epoch; predicted against true importance along one trace."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+BLUE, ORANGE, GREY = "#1f5a99", "#d1701a", "#777777"
+
+
+def draw_training(out: pathlib.Path, log: list[dict[str, Any]], known: dict[str, dict[str, float]]) -> None:
+    """loss.png and loss.svg: the loss of every step and of the held-out traces, and the overlap of the top 30 %."""
+    from matplotlib.figure import Figure
+
+    steps = [line for line in log if "step" in line]
+    epochs = [line for line in log if "spearman" in line]
+    last_step = {line["epoch"]: line["step"] for line in steps}
+    at = [last_step[line["epoch"]] for line in epochs]
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([x["step"] for x in steps], [x["loss"] for x in steps], color=GREY, linewidth=0.8, label="training")
+    left.plot(at, [x["validation_loss"] for x in epochs], color=BLUE, marker=".", label="held out (squared error)")
+    if all(x["loss"] > 0 for x in steps):
+        left.set_yscale("log")
+    left.set(xlabel="step", ylabel="loss", title="Loss")
+    left.legend(frameon=False)
+    right.plot(at, [x["top30"] for x in epochs], color=BLUE, marker=".", label="predictor")
+    right.axhline(known["random"]["top30"], color=GREY, linestyle=":", label="random")
+    right.axhline(known["recency"]["top30"], color=ORANGE, linestyle="--", label="recency")
+    right.set(xlabel="step", ylim=(0, 1), title="Overlap with the true top 30 %, held out")
+    right.legend(frameon=False, loc="lower right")
+    _save(figure, out / "loss")
+
+
+def draw_trace(out: pathlib.Path, predicted: np.ndarray, true: np.ndarray, *, title: str) -> None:
+    """trace.png and trace.svg: ranks of predicted and true importance, token by token (1: the most important)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for values, colour, name in ((true, ORANGE, "true"), (predicted, BLUE, "predicted")):
+        share = np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(1, len(values) - 1)
+        style = {"linewidth": 0.9} if name == "predicted" else {"linewidth": 2.2, "alpha": 0.55}
+        axes.plot(share, color=colour, label=name, **style)
+    axes.axhline(0.7, color=GREY, linestyle=":", linewidth=0.8)
+    axes.text(0, 0.71, "top 30 %", color=GREY, fontsize=8, va="bottom")
+    axes.set(xlabel="thinking token", ylabel="rank of importance (1: highest)", title=title, ylim=(-0.02, 1.02))
+    axes.legend(frameon=False, loc="lower right")
+    _save(figure, out / "trace")
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "jkv"}):  # the same figures give the same bytes
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=160)
