@@ -19,7 +19,7 @@ class DecodeConfig:
 
     model: str = "demo-llama"
     dtype: Literal["float32", "bfloat16"] | None = None
-    policy: str = "random"
+    policy: str = "dynts"
     budget: int | None = None
     window: int | None = None
     ratio: float | None = None
@@ -136,7 +136,7 @@ HELP = {
     "granularity": "one keep set a row, or one a layer and KV head",
     "options": "the policy's own options, as in --options lam=0.5 queries=16 (docs/policies.md lists them)",
     "register": "Python files that register policies of your own",
-    "predictor": "weights that a policy needs (dynts, trimkv: FILE.safetensors; triattention: unless calibrated)",
+    "predictor": "weights that a policy needs: FILE.safetensors or its directory (default: those beside the model)",
     "long_prompts": "a prompt longer than the budget is refused, or read in pieces, evicting by the policy",
     "task": "demo, or FILE.jsonl with rows {id, prompt | messages | prompt_ids, answer}",
     "limit": "problems at most (default: all; demo: 64)",

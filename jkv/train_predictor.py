@@ -1,7 +1,7 @@
 """Train DynTS's importance predictor for a model: decode with the full cache, label what the right answers looked at,
 fit a small MLP on the frozen model's hidden states. Three stages; the same command goes on where it was stopped.
 
-python -m jkv.train_predictor --model demo-llama --out runs/predictor
+python -m jkv.train_predictor --config configs/predictor_demo.yaml --model demo-llama --out runs/predictor
 """
 
 from typing import TYPE_CHECKING

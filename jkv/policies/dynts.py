@@ -49,7 +49,7 @@ class DynTS(Policy):
             raise UserError(
                 "policy dynts needs an importance predictor, and the model has none beside it",
                 where="--predictor",
-                mend="give FILE.safetensors or the directory it is in",
+                mend="train one with python -m jkv.train_predictor, or give another --policy",
             )
         think_end = self.think_end
         if think_end is None and context.tokenizer is not None:

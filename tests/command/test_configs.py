@@ -6,16 +6,20 @@ import pathlib
 
 import pytest
 
-from jkv import decode, sweep
+from jkv import decode, sweep, train_predictor
 from jkv.bench import BenchConfig
 from jkv.calibrate import CalibrateConfig
+from jkv.importance.config import TrainConfig
 from jkv.probe import ProbeConfig
 from jkv.run_config import DecodeConfig
 from jkv.sweep_config import SweepConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Which command reads a file is told by the first word of its name.
-PARSERS = {"decode": decode.parse, "policies": sweep.parse, "sweep": sweep.parse}
+PARSERS = {
+    "decode": decode.parse, "policies": sweep.parse, "sweep": sweep.parse, "dynts": sweep.parse,
+    "predictor": train_predictor.parse,
+}  # fmt: skip
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -28,6 +32,8 @@ def test_shipped_yaml_loads(path):
     parse = PARSERS[path.name.split("_")[0]]
     config = parse(["--config", str(path), "--out", "given"])
     assert "\nout:" not in path.read_text("utf-8"), "a shipped file doesn't decide where results go"
+    if isinstance(config, TrainConfig):
+        return
     runs = [cell.config for cell in config.cells()] if isinstance(config, SweepConfig) else [config]
     for run in runs:
         assert run.retention(run.make_policy(), longest=1000).retain >= 1
@@ -57,3 +63,5 @@ def test_every_field_is_read_by_some_code():
     # A sweep hands most of its fields on by name.
     handed_on = {field.name for field in dataclasses.fields(DecodeConfig)} | {"models", "tasks", "policies", "budgets"}
     assert {field.name for field in dataclasses.fields(SweepConfig)} <= handed_on
+    # And so does the training of a predictor, to the decoding of its traces.
+    assert {field.name for field in dataclasses.fields(TrainConfig)} <= handed_on | read

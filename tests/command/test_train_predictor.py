@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -224,3 +225,20 @@ def test_a_tokenizer_alone_is_no_reasoning_model(tmp_path, train):
     tokenizer.save(tmp_path / "model", 512)
     result = train("--model", tmp_path / "model", "--limit", 2, "--max-new-tokens", 8, "--out", tmp_path / "out")
     refused(result, "no trace to learn from: 0 traces of 2 completions")
+
+
+def test_two_devices_learn_what_one_does(trained, tmp_path):
+    """Two virtual CPU devices share labels and batches; only the order of addition differs."""
+    words = [sys.executable, "-m", "jkv.train_predictor", *map(str, SHORT), "--quiet", "--out", tmp_path]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run(words, env=environment, check=True, timeout=600)
+    assert (tmp_path / "traces" / "samples.jsonl").stat().st_size > 0
+    labels = [sorted((out / "labels").rglob("*.safetensors")) for out in (trained, tmp_path)]
+    assert [p.name for p in labels[0]] == [p.name for p in labels[1]]
+    for one, other in zip(*labels, strict=True):
+        one, other = load_file(one), load_file(other)
+        for name in ("answer", "future", "hidden"):
+            np.testing.assert_allclose(other[name], one[name], atol=1e-5)
+    one, other = (load_file(out / "predictor.safetensors") for out in (trained, tmp_path))
+    for name in NAMES:
+        np.testing.assert_allclose(other[name], one[name], atol=1e-4)
