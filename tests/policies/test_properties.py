@@ -106,6 +106,8 @@ OTHERWISE = {
 }  # fmt: skip
 ELSEWHERE = {"random", "gkv", "snapkv-16-mean-avg", "dynts-random", "dynts-bottom"}
 PLAIN = OTHERWISE | {Case(name) for name in EVICTING if name not in ELSEWHERE}
+# One of each kind of need, for what depends on the kind more than on the policy.
+KINDS = OTHERWISE | {Case(name) for name in ("dynts", "h2o", "keydiff", "window")}
 LONG_PLAIN = {Case("h2o", long=True), Case("snapkv", long=True)}
 BATCHES_PLAIN = {Case("h2o"), Case("dynts")}
 
@@ -121,6 +123,7 @@ def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULE
     return [pytest.param(case, id=str(case), marks=[] if case in plain else pytest.mark.slow) for case in every]
 
 
+every_kind = pytest.mark.parametrize("case", cases(KINDS))
 every_case = pytest.mark.parametrize("case", cases(PLAIN))
 every_long_case = pytest.mark.parametrize("case", cases(LONG_PLAIN, SOME_RULES, long=True))
 # Two more engines a case: every policy under one of the rules, in turn.
@@ -268,7 +271,7 @@ def test_the_same_for_prompts_longer_than_the_budget(case):
     assert follow(fresh(case), LONG, jax.jit(poison)) == follow(fresh(case), LONG)
 
 
-@every_case
+@every_kind
 def test_a_budget_as_long_as_the_sequence_gives_the_full_caches_tokens(case):
     # The last token of a completion never enters the buffer.
     todo = [Request(r.id, r.prompt_ids, BUDGET + 1 - len(r.prompt_ids)) for r in SHORT]
@@ -318,7 +321,7 @@ def scramble(state: DecodeState) -> DecodeState:
     return dataclasses.replace(state, cache=cache, **jax.tree.map(junk, {name: getattr(state, name) for name in books}))
 
 
-@every_case
+@every_kind
 def test_nothing_survives_from_one_request_to_the_next(case):
     engine = fresh(case)
     alone = follow(engine, SHORT)
@@ -338,7 +341,7 @@ def test_nothing_survives_in_the_only_row(case):
     assert_same(after, follow(fresh(case, 1), [second], snapshots=True))
 
 
-@pytest.mark.parametrize("case", cases(PLAIN, EVERY_RULE[:2]))
+@pytest.mark.parametrize("case", cases(KINDS, EVERY_RULE[:2]))
 def test_decode_holds_no_copy_of_the_buffer(case):
     engine = compiled(case, 3)
     buffer = f"f32[3,{CONFIG.n_kv_heads},{BUDGET},{CONFIG.head_dim}]"
