@@ -35,6 +35,7 @@ def test_bad_sizes_are_refused():
         bench.main(["--turns", "0"])
 
 
+@pytest.mark.slow
 def test_policies_and_their_cost(tmp_path, capsys):
     file = tmp_path / "policies.json"
     bench.main([*TINY, "--policies", "--only", "knorm", "dynts", "h2o", "--json", str(file)])

@@ -30,7 +30,11 @@ def shell(tiny, task, tmp_path_factory):
             "--budget", "32", "--samples", str(SAMPLES), "--batch-size", "2", "--max-new-tokens", "300",
             "--ignore-eos", "--trace", "--out", str(out), *more,
         ]  # fmt: skip
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # Tests that a shell started in the background inherit a SIGINT that is ignored.
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+        )
 
     return start
 

@@ -29,6 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return train.train(dataclasses.replace(TINY, out=str(tmp_path_factory.mktemp("whole"))))
 
 
+@pytest.mark.slow
 def test_resume_is_bit_equal(whole: pathlib.Path, tmp_path: pathlib.Path):
     config = dataclasses.replace(TINY, out=str(tmp_path), stop_after=2)
     train.train(config)
@@ -42,6 +43,7 @@ def test_resume_is_bit_equal(whole: pathlib.Path, tmp_path: pathlib.Path):
     assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_export(whole: pathlib.Path):
     """transformers and jkv read the same weights: the trained ones, rounded to bfloat16."""
     theirs = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
@@ -54,12 +56,14 @@ def test_export(whole: pathlib.Path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 4}, {"tokens": 2}, {"arch": "llama"}, {"full_steps": 2}])
 def test_resume_of_another_run(whole: pathlib.Path, change: dict):
     with pytest.raises(UserError, match=r"the training state is of arch=qwen2 .*, not of arch="):
         train.train(dataclasses.replace(TINY, out=str(whole), resume=True, **change))
 
 
+@pytest.mark.slow
 def test_init(whole: pathlib.Path, tmp_path: pathlib.Path):
     """Going on from a checkpoint: with a rate of next to nothing, its weights come out again."""
     train.train(
@@ -68,6 +72,7 @@ def test_init(whole: pathlib.Path, tmp_path: pathlib.Path):
     assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_init_of_another_architecture(whole: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="isn't a demo checkpoint of llama"):
         train.train(dataclasses.replace(TINY, arch="llama", init=str(whole), out=str(tmp_path)))

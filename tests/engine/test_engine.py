@@ -97,34 +97,6 @@ def test_long_run_with_refills_is_one_compilation_and_exact_bytes(model):
     assert engine.traces == {"decode": 1, "prefill 32": 1}
 
 
-@pytest.mark.parametrize("policy", [Window(), Streaming(), Random()], ids=lambda p: p.name)
-def test_a_budget_as_long_as_the_sequence_gives_the_full_caches_tokens(model, policy):
-    todo = requests(5, 20, new_tokens=40)
-    full = Engine(model, policy=Full(), rule=Retention(80, 80), batch_size=2, eos_ids=())
-    # The last token of a completion never enters the buffer: prompt + new - 1 slots hold everything.
-    longest = max(len(r.prompt_ids) + r.max_new_tokens for r in todo) - 1
-    rule = Retention(longest, longest - 8, 4, policy.sinks, policy.pin_prompt)
-    engine = Engine(model, policy=policy, rule=rule, batch_size=2, eos_ids=())
-    done, _ = complete(engine, todo)
-    assert {id: c.token_ids for id, c in done.items()} == tokens_of(full, todo)
-    assert all(c.evictions == 0 for c in done.values())
-
-
-@pytest.mark.parametrize("retain", [24, 31])
-@pytest.mark.parametrize("granularity", ["shared", "head"])
-def test_nan_in_dead_slots_changes_nothing(model, retain, granularity):
-    todo = requests(5, 20, 9)
-    rule = Retention(32, retain, 4, 0, True, granularity)
-    clean = Engine(model, policy=Random(), rule=rule, batch_size=2, eos_ids=())
-    dirty = Engine(model, policy=Random(), rule=rule, batch_size=2, eos_ids=())
-    poison = lambda x: jnp.full_like(x, jnp.nan)
-    layers = tuple(
-        dataclasses.replace(layer, k=poison(layer.k), v=poison(layer.v)) for layer in dirty.state.cache.layers
-    )
-    dirty.state = dataclasses.replace(dirty.state, cache=dataclasses.replace(dirty.state.cache, layers=layers))
-    assert tokens_of(dirty, todo) == tokens_of(clean, todo)
-
-
 def test_a_run_left_half_way_leaves_no_row_at_work(model):
     engine = Engine(model, policy=Full(), rule=Retention(160, 160), batch_size=2, eos_ids=(), steps_per_call=8)
     next(engine.run(requests(5, 9)))

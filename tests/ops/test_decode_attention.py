@@ -77,7 +77,13 @@ def test_weights_are_those_of_the_reference(dtype):
 
 @pytest.mark.parametrize(
     ("kv_heads", "group", "slots"),
-    [(1, 1, 127), (1, 2, 300), (2, 1, 128), (4, 2, 256), (2, 7, 600)],
+    [
+        pytest.param(1, 1, 127, marks=pytest.mark.slow),
+        (1, 2, 300),
+        (2, 1, 128),
+        (4, 2, 256),
+        pytest.param(2, 7, 600, marks=pytest.mark.slow),
+    ],
 )
 def test_a_row_has_the_same_bits_whatever_stands_beside_it(kv_heads, group, slots):
     arrays = _case(32, group, slots, 64, kv_heads=kv_heads, dead=3.0)

@@ -76,9 +76,10 @@ class Draw:
 ATTENTION_PASSES: dict[tuple["Case", int], int] = {}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # every program maps memory, and a process may hold only so many maps
 def compiled(case: Case, batch_size: int) -> Engine:
-    """One engine for all tests of a case: compiling is what takes the time. Use ``fresh``."""
+    """One engine for all tests of a case: compiling is what takes the time. Use ``fresh``. Cases come one after another
+    (see conftest.py)."""
     entry, passes = ZOO[case.name], []
     engine = Engine(
         model(), policy=entry.policy, rule=case.rule, batch_size=batch_size, sampler=Draw(), eos_ids=(), seed=SEED,
@@ -105,6 +106,8 @@ OTHERWISE = {
 }  # fmt: skip
 ELSEWHERE = {"random", "gkv", "snapkv-16-mean-avg", "dynts-random", "dynts-bottom"}
 PLAIN = OTHERWISE | {Case(name) for name in EVICTING if name not in ELSEWHERE}
+# One of each kind of need, for what depends on the kind more than on the policy.
+KINDS = OTHERWISE | {Case(name) for name in ("dynts", "h2o", "keydiff", "window")}
 LONG_PLAIN = {Case("h2o", long=True), Case("snapkv", long=True)}
 BATCHES_PLAIN = {Case("h2o"), Case("dynts")}
 
@@ -120,9 +123,14 @@ def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULE
     return [pytest.param(case, id=str(case), marks=[] if case in plain else pytest.mark.slow) for case in every]
 
 
+every_kind = pytest.mark.parametrize("case", cases(KINDS))
 every_case = pytest.mark.parametrize("case", cases(PLAIN))
 every_long_case = pytest.mark.parametrize("case", cases(LONG_PLAIN, SOME_RULES, long=True))
-batch_cases = pytest.mark.parametrize("case", cases(BATCHES_PLAIN, SOME_RULES))
+# Two more engines a case: every policy under one of the rules, in turn.
+BATCHES = {Case(name, *SOME_RULES[i % 2]) for i, name in enumerate(EVICTING)}
+batch_cases = pytest.mark.parametrize(
+    "case", [case for case in cases(BATCHES_PLAIN) if case.values[0] in BATCHES | BATCHES_PLAIN]
+)
 
 
 def requests(*lengths: int, new_tokens: int = 60, seed: int = 0) -> list[Request]:
@@ -263,7 +271,7 @@ def test_the_same_for_prompts_longer_than_the_budget(case):
     assert follow(fresh(case), LONG, jax.jit(poison)) == follow(fresh(case), LONG)
 
 
-@every_case
+@every_kind
 def test_a_budget_as_long_as_the_sequence_gives_the_full_caches_tokens(case):
     # The last token of a completion never enters the buffer.
     todo = [Request(r.id, r.prompt_ids, BUDGET + 1 - len(r.prompt_ids)) for r in SHORT]
@@ -313,7 +321,7 @@ def scramble(state: DecodeState) -> DecodeState:
     return dataclasses.replace(state, cache=cache, **jax.tree.map(junk, {name: getattr(state, name) for name in books}))
 
 
-@every_case
+@every_kind
 def test_nothing_survives_from_one_request_to_the_next(case):
     engine = fresh(case)
     alone = follow(engine, SHORT)
@@ -333,7 +341,7 @@ def test_nothing_survives_in_the_only_row(case):
     assert_same(after, follow(fresh(case, 1), [second], snapshots=True))
 
 
-@pytest.mark.parametrize("case", cases(PLAIN, EVERY_RULE[:2]))
+@pytest.mark.parametrize("case", cases(KINDS, EVERY_RULE[:2]))
 def test_decode_holds_no_copy_of_the_buffer(case):
     engine = compiled(case, 3)
     buffer = f"f32[3,{CONFIG.n_kv_heads},{BUDGET},{CONFIG.head_dim}]"
@@ -446,9 +454,11 @@ def test_look_and_score_run_at_evictions_only_and_once_each(needs, kind):
         assert engine.state.policy.tolist() == evictions[-1:]  # each row's own look, since its request began
 
 
-def test_every_engine_was_compiled_once():
-    """Last of those that run engines: whatever was asked of them, nothing was traced again."""
-    for case, batch_size in ATTENTION_PASSES:
-        traces = compiled(case, batch_size).traces
-        assert traces["decode"] == 1
-        assert set(traces.values()) == {1}
+@every_case
+def test_its_engines_were_compiled_once(case):
+    """Last of a case's tests: whatever was asked of its engines, nothing was traced again."""
+    for batch_size in (3, 1, 8):
+        if (case, batch_size) in ATTENTION_PASSES:
+            traces = compiled(case, batch_size).traces
+            assert traces["decode"] == 1
+            assert set(traces.values()) == {1}

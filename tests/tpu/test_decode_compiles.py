@@ -45,7 +45,7 @@ print(json.dumps({"copies": len(copies), "temporary": temporary, "kv": c.kv_byte
 """
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
 
 
