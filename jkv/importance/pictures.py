@@ -44,8 +44,9 @@ def draw_trace(out: pathlib.Path, predicted: np.ndarray, true: np.ndarray, *, ti
         axes.plot(share, color=colour, label=name, **style)
     axes.axhline(0.7, color=GREY, linestyle=":", linewidth=0.8)
     axes.text(0, 0.71, "top 30 %", color=GREY, fontsize=8, va="bottom")
-    axes.set(xlabel="thinking token", ylabel="rank of importance (1: highest)", title=title, ylim=(-0.02, 1.02))
-    axes.legend(frameon=False, loc="lower right")
+    axes.set(xlabel="thinking token", ylabel="rank of importance (1: highest)", ylim=(-0.02, 1.02))
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))  # beside the title, not on the lines
     _save(figure, out / "trace")
 
 

@@ -101,7 +101,14 @@ def test_budget_policy_task_and_implementation(refused, case):
 
 def test_a_budget_is_needed_and_asked_for(run, tiny, task):
     result = run("--model", tiny, "--task", task)
-    assert result == (2, "", "error: --budget: policy random needs a budget; give the number of KV slots\n")
+    assert result == (2, "", "error: --budget: policy dynts needs a budget; give the number of KV slots\n")
+
+
+def test_the_default_policy_needs_a_predictor_and_says_how_to_get_one(run, tiny, task):
+    what = "policy dynts needs an importance predictor, and the model has none beside it"
+    mend = "train one with python -m jkv.train_predictor, or give another --policy"
+    result = run("--model", tiny, "--task", task, "--budget", 32)
+    assert result == (2, "", f"error: --predictor: {what}; {mend}\n")
 
 
 ROWS = {

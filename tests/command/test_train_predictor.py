@@ -73,6 +73,7 @@ def test_decode_takes_it_by_file_and_by_directory(trained, run, tmp_path):
     assert sum(row["evictions"] for row in first) > 0
 
 
+@pytest.mark.slow
 def test_other_labels_losses_and_layers_reuse_traces(trained, train, run, tmp_path):
     samples = trained / "traces" / "samples.jsonl"
     before = samples.read_bytes(), samples.stat().st_mtime_ns
@@ -164,6 +165,7 @@ def test_bad_flags_are_one_line(train, tmp_path, words, expected):
     refused(train(*words, "--out", tmp_path / "out"), expected)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(trained, train, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -227,6 +229,7 @@ def test_a_tokenizer_alone_is_no_reasoning_model(tmp_path, train):
     refused(result, "no trace to learn from: 0 traces of 2 completions")
 
 
+@pytest.mark.slow
 def test_two_devices_learn_what_one_does(trained, tmp_path):
     """Two virtual CPU devices share labels and batches; only the order of addition differs."""
     words = [sys.executable, "-m", "jkv.train_predictor", *map(str, SHORT), "--quiet", "--out", tmp_path]

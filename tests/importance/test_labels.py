@@ -47,7 +47,10 @@ def by_transformers(tiny: Tiny, trace: Trace, seed: int = 0) -> dict[str, np.nda
     return {"answer": answer, "future": np.array(future), "hidden": hidden, "inputs": np.array(inputs)}
 
 
-@pytest.fixture(params=FAMILY, ids=lambda tiny: tiny.name)
+PLAIN = ("llama3-g4", "qwen2-g7")
+
+
+@pytest.fixture(params=[pytest.param(t, marks=[] if t.name in PLAIN else pytest.mark.slow, id=t.name) for t in FAMILY])
 def family(request, tmp_path) -> tuple[Tiny, Any]:
     request.param.save(tmp_path)
     return request.param, read_hf(tmp_path)
@@ -68,7 +71,7 @@ def test_labels_are_those_of_the_whole_attention_matrix(family):
         assert expected["answer"][trace.thinking].std() > 1e-4
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_hidden_states_of_a_layer_are_what_enters_its_attention(tmp_path, layer):
     tiny, trace = FAMILY[0], traces()[0]
     tiny.save(tmp_path)
@@ -86,6 +89,7 @@ def batch(padded: int) -> list[jax.Array]:
     return [jnp.asarray(tokens), *(jnp.asarray(x, jnp.int32) for x in books)]
 
 
+@pytest.mark.slow
 def test_block_padding_and_neighbours_do_not_matter(tmp_path):
     FAMILY[2].save(tmp_path)
     model = read_hf(tmp_path)

@@ -45,7 +45,7 @@ def same(one, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("loss", ["mse", "ranking"])
+@pytest.mark.parametrize("loss", ["mse", pytest.param("ranking", marks=pytest.mark.slow)])
 def test_it_learns_what_the_hidden_states_say(tmp_path, loss):
     initial = random_predictor(D)
     words = recipe(loss=loss, epochs=25)
@@ -68,7 +68,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("save_every", [1, 4])
+@pytest.mark.parametrize("save_every", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, save_every):
     initial, words = random_predictor(D), recipe(loss="ranking")
     whole, log = train(words, data(), initial, tmp_path / "whole", save_every=save_every)
@@ -119,6 +119,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
         train(recipe(), data(), random_predictor(D), tmp_path)
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch(tmp_path):
     initial = random_predictor(D)
     runs = [train(recipe(micro_batch=n, batch=6), data(), initial, tmp_path / str(n))[0] for n in (1, 4, 6)]
@@ -167,6 +168,7 @@ def test_every_trace_is_seen_once_an_epoch():
     assert words.steps_per_epoch(12) == 3
 
 
+@pytest.mark.slow
 def test_other_widths_train_too(tmp_path: pathlib.Path):
     """The published predictors are 8192 and 2048 wide, whatever D is."""
     predictor, _ = train(recipe(epochs=1), data(), random_predictor(D, wide=40, narrow=6), tmp_path)
