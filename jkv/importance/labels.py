@@ -120,8 +120,8 @@ def label(
     answers, futures, inputs = zip(*per_layer, strict=True)
     queries = jnp.maximum(jnp.sum(answering, axis=1, keepdims=True), 1).astype(jnp.float32)
     return Labels(
-        answer=sum(answers[1:], answers[0]) / (len(answers) * queries),
-        future=sum(futures[1:], futures[0]) / len(futures),
+        answer=functools.reduce(jnp.add, answers) / (len(answers) * queries),
+        future=functools.reduce(jnp.add, futures) / len(futures),
         hidden=hidden if layer is None else inputs[layer],
     )
 

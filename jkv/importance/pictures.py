@@ -38,10 +38,9 @@ def draw_trace(out: pathlib.Path, predicted: np.ndarray, true: np.ndarray, *, ti
 
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for values, colour, name in ((true, ORANGE, "true"), (predicted, BLUE, "predicted")):
-        share = np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(1, len(values) - 1)
-        style = {"linewidth": 0.9} if name == "predicted" else {"linewidth": 2.2, "alpha": 0.55}
-        axes.plot(share, color=colour, label=name, **style)
+    rank = lambda x: np.argsort(np.argsort(x, kind="stable"), kind="stable") / max(1, len(x) - 1)
+    axes.plot(rank(true), color=ORANGE, linewidth=2.2, alpha=0.55, label="true")
+    axes.plot(rank(predicted), color=BLUE, linewidth=0.9, label="predicted")
     axes.axhline(0.7, color=GREY, linestyle=":", linewidth=0.8)
     axes.text(0, 0.71, "top 30 %", color=GREY, fontsize=8, va="bottom")
     axes.set(xlabel="thinking token", ylabel="rank of importance (1: highest)", ylim=(-0.02, 1.02))

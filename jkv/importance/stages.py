@@ -130,12 +130,13 @@ def _fit(
         clip=config.clip,
     )  # fmt: skip
     train_on, held_out = hold_out(traces, config.held_out, config.seed)
-    data = Data(train_on, held_out, _Reader(traces, store, loaded, config))
+    reader = _Reader(traces, store, loaded, config)
+    data = Data(train_on, held_out, reader)
     initial = random_predictor(loaded.config.d_model, config.seed, wide=config.wide, narrow=config.narrow)
     identity = _identity(config, recipe, initial, traces)
     _claim(out / "training", identity)
 
-    known = metrics.baselines([data.read.labels(i) for i in held_out], config.seed)
+    known = metrics.baselines([reader.labels(i) for i in held_out], config.seed)
     total = recipe.steps_per_epoch(len(train_on)) * recipe.epochs
     with _bar(screen, "training", total, 0) as advance:
 

@@ -39,10 +39,13 @@ class Target:
         return jnp.where(inside, jnp.float32(self.band_weight), jnp.float32(1.0))
 
 
-def target_of(architecture: str, scaling: Scaling | None, scale: float | None, **options: float) -> Target:
+def target_of(
+    architecture: str, scaling: Scaling | None, scale: float | None, exponent: float = 0.3, band_weight: float = 5.0
+) -> Target:
     """The published target of a model family, except for what is given."""
     scaling = scaling or ("linear" if architecture == "llama" else "power")
-    return Target(scaling, scale or {"linear": 1e4, "power": 10.0}[scaling], **options)
+    scale = scale or {"linear": 1e4, "power": 10.0}[scaling]
+    return Target(scaling, scale, exponent, band_weight=band_weight)
 
 
 def squared_error(
