@@ -123,14 +123,16 @@ def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULE
     return [pytest.param(case, id=str(case), marks=[] if case in plain else pytest.mark.slow) for case in every]
 
 
+def in_turn(plain: set[Case], *, long: bool = False) -> list:
+    """``plain``, and every policy under one of the rules, in turn: they need engines of their own."""
+    wanted = plain | {Case(name, *SOME_RULES[i % 2], long) for i, name in enumerate(EVICTING)}
+    return [case for case in cases(plain, long=long) if case.values[0] in wanted]
+
+
 every_kind = pytest.mark.parametrize("case", cases(KINDS))
 every_case = pytest.mark.parametrize("case", cases(PLAIN))
-every_long_case = pytest.mark.parametrize("case", cases(LONG_PLAIN, SOME_RULES, long=True))
-# Two more engines a case: every policy under one of the rules, in turn.
-BATCHES = {Case(name, *SOME_RULES[i % 2]) for i, name in enumerate(EVICTING)}
-batch_cases = pytest.mark.parametrize(
-    "case", [case for case in cases(BATCHES_PLAIN) if case.values[0] in BATCHES | BATCHES_PLAIN]
-)
+every_long_case = pytest.mark.parametrize("case", in_turn(LONG_PLAIN, long=True))
+batch_cases = pytest.mark.parametrize("case", in_turn(BATCHES_PLAIN))
 
 
 def requests(*lengths: int, new_tokens: int = 60, seed: int = 0) -> list[Request]:
