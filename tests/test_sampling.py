@@ -55,6 +55,7 @@ def test_20000_draws_follow_the_exact_distribution(temperature, top_p, top_k):
     assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.sampled_from([0.6, 2.0]),

@@ -38,6 +38,7 @@ def test_evictions_in_between_are_those_of_a_row_that_fills_up(budget, retain):
             assert evictions_between(fact, length, budget, retain) == events
 
 
+@pytest.mark.slow
 def test_table_and_picture(tmp_path):
     own = tmp_path / "own.py"
     own.write_text(

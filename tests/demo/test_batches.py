@@ -56,7 +56,8 @@ def test_encode(filler: bool):
     assert start == batch.tokens.size
 
 
-@pytest.mark.parametrize("arch", [pytest.param("llama", marks=pytest.mark.slow), "qwen2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_rows_attend_like_rows_apart(arch: Literal["llama", "qwen2"]):
     layout = batches.Layout(2, (2, 3), filler=True)
     _, batch = _batch(layout)

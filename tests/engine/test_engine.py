@@ -35,6 +35,7 @@ def tokens_of(engine: Engine, todo: list[Request]) -> dict[str, list[int]]:
     return {id: c.token_ids for id, c in complete(engine, todo)[0].items()}
 
 
+@pytest.mark.slow
 def test_rows_are_independent_of_batch_size_row_and_neighbours(model):
     todo = requests(5, 20, 9, 13, 7, 3, 16, 11, 4)
     runs = []
@@ -48,6 +49,7 @@ def test_rows_are_independent_of_batch_size_row_and_neighbours(model):
     assert all(run == runs[0] for run in runs)
 
 
+@pytest.mark.slow
 def test_logits_are_bit_equal_at_any_batch_size(model):
     @dataclasses.dataclass(frozen=True)
     class Recording:

@@ -45,7 +45,8 @@ def same(one, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("loss", ["mse", pytest.param("ranking", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["mse", "ranking"])
 def test_it_learns_what_the_hidden_states_say(tmp_path, loss):
     initial = random_predictor(D)
     words = recipe(loss=loss, epochs=25)

@@ -79,9 +79,9 @@ def test_weights_are_those_of_the_reference(dtype):
     ("kv_heads", "group", "slots"),
     [
         pytest.param(1, 1, 127, marks=pytest.mark.slow),
-        (1, 2, 300),
+        pytest.param(1, 2, 300, marks=pytest.mark.slow),
         (2, 1, 128),
-        (4, 2, 256),
+        pytest.param(4, 2, 256, marks=pytest.mark.slow),
         pytest.param(2, 7, 600, marks=pytest.mark.slow),
     ],
 )
