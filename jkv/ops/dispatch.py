@@ -1,17 +1,48 @@
-"""Chooses an implementation of an op by name."""
+"""Chooses an implementation of an op by name, and the platform's own among those of one name."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+
+Platform = Literal["cpu", "tpu", "gpu"]
 
 NAMES = ("auto", "xla", "reference", "pallas")
-AUTO_ORDER = ("pallas", "xla")
+# Kernels for GPU run only when they are asked for by name: they have not been measured on one.
+AUTO_ORDER: Mapping[Platform, tuple[str, ...]] = {"tpu": ("pallas", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
+
+_target: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("target", default=None)
+
+
+def platform() -> Platform:
+    """What a program traced now is for: ``target``'s platform, else the mesh's (`jax.set_mesh`), else this process's."""
+    if (chosen := _target.get()) is not None:
+        return chosen
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.device_kind.startswith("TPU"):
+        return "tpu"
+    backend = jax.default_backend()
+    return {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu"}.get(backend, "cpu")  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def target(name: Platform) -> Iterator[None]:
+    """Programs traced inside are for another platform than this process's (to lower or compile them elsewhere)."""
+    token = _target.set(name)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def run(op: str, table: Mapping[str, Callable[..., Any]], implementation: str, *args: Any, **kwargs: Any) -> Any:
     """Calls the implementation asked for.
 
     `table` maps a name to a function that either returns the result or raises NotImplementedError saying why it can't
-    (wrong platform, shape or dtype). 'auto' takes the first of AUTO_ORDER that can; any other name runs or raises.
+    (wrong platform, shape or dtype). 'auto' takes the first of the platform's AUTO_ORDER that can; any other name runs
+    or raises.
 
     Raises:
       ValueError: the name is not one of NAMES.
@@ -22,7 +53,7 @@ def run(op: str, table: Mapping[str, Callable[..., Any]], implementation: str, *
     if implementation != "auto":
         return table[implementation](*args, **kwargs)
     reasons = []
-    for name in AUTO_ORDER:
+    for name in AUTO_ORDER[platform()]:
         try:
             return table[name](*args, **kwargs)
         except NotImplementedError as error:
@@ -30,10 +61,14 @@ def run(op: str, table: Mapping[str, Callable[..., Any]], implementation: str, *
     raise NotImplementedError(f"{op}: no implementation can run here ({'; '.join(reasons)})")
 
 
-def missing(op: str, name: str) -> Callable[..., Any]:
-    """A stand-in for an implementation that has not been written: always raises NotImplementedError."""
+def pallas(op: str, **kernels: Callable[..., Any]) -> Callable[..., Any]:
+    """One function over an op's kernels by platform (``tpu=``, ``gpu=``); raises NotImplementedError on another."""
 
-    def unavailable(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"{op} has no {name} implementation yet; use implementation='xla' or 'auto'")
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        here = platform()
+        if here not in kernels:
+            have = " and ".join(name.upper() for name in kernels) or "no platform"
+            raise NotImplementedError(f"{op} has a pallas kernel for {have}, not for {here.upper()}")
+        return kernels[here](*args, **kwargs)
 
-    return unavailable
+    return chosen

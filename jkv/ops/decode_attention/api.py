@@ -8,12 +8,12 @@ from jkv.ops.decode_attention import reference, xla
 _TABLE = {
     "xla": xla.decode_attention,
     "reference": reference.decode_attention,
-    "pallas": dispatch.missing("decode_attention", "pallas"),
+    "pallas": dispatch.pallas("decode_attention"),
 }
 _WEIGHTS_TABLE = {
     "xla": xla.attention_weights,
     "reference": reference.attention_weights,
-    "pallas": dispatch.missing("attention_weights", "pallas"),
+    "pallas": dispatch.pallas("attention_weights"),
 }
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from jkv.ops import dispatch
 from jkv.ops.evict import reference, xla
 
-_TABLE = {"xla": xla.compact, "reference": reference.compact, "pallas": dispatch.missing("compact", "pallas")}
+_TABLE = {"xla": xla.compact, "reference": reference.compact, "pallas": dispatch.pallas("compact")}
 
 
 def compact(

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int32
 from jkv.ops import dispatch
 from jkv.ops.insert import reference, xla
 
-_TABLE = {"xla": xla.insert, "reference": reference.insert, "pallas": dispatch.missing("insert", "pallas")}
+_TABLE = {"xla": xla.insert, "reference": reference.insert, "pallas": dispatch.pallas("insert")}
 
 
 def insert(

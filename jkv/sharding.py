@@ -1,0 +1,39 @@
+"""Where arrays live on a mesh of devices: rows (B) on axis `data`, heads (N, K) on axis `model`, told by axis letters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+DATA, MODEL = "data", "model"
+_AXIS_OF = {"B": DATA, "N": MODEL, "K": MODEL}
+
+
+def spec(letters: str, axes: tuple[str, ...] = (DATA, MODEL)) -> PartitionSpec:
+    """The PartitionSpec of an array by its axis letters (`jkv.axes`), over those of the mesh's axes named in ``axes``."""
+    names = (_AXIS_OF.get(letter) for letter in letters)
+    return PartitionSpec(*(name if name in axes else None for name in names))
+
+
+def per_shard(
+    function: Callable[..., Any], inputs: tuple[str | None, ...], outputs: tuple[str | None, ...]
+) -> Callable[..., Any]:
+    """``function`` called on each device with its own shard: for kernels, which the partitioner can't look into.
+
+    inputs, outputs: the axis letters of each argument and result; None for an argument without an array. Outside a
+    mesh, and on axes that an enclosing shard_map has taken already, it is ``function`` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual)
+    if mesh.size <= 1 or not free:
+        return function
+    place = lambda letters: None if letters is None else spec(letters, free)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(map(place, inputs)),
+        out_specs=tuple(map(place, outputs)),
+        axis_names=set(free),
+        check_vma=False,
+    )
