@@ -1,4 +1,4 @@
-"""Where arrays live on a mesh of devices: rows (B) on axis `data`, heads (N, K) on axis `model`, told by axis letters."""
+"""Where arrays live on a mesh of devices, told by axis letters: rows (B) on `data`, heads (N, K) on `model`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ _AXIS_OF = {"B": DATA, "N": MODEL, "K": MODEL}
 
 
 def spec(letters: str, axes: tuple[str, ...] = (DATA, MODEL)) -> PartitionSpec:
-    """The PartitionSpec of an array by its axis letters (`jkv.axes`), over those of the mesh's axes named in ``axes``."""
+    """The PartitionSpec of an array by its axis letters (`jkv.axes`), over the mesh axes named in ``axes``."""
     names = (_AXIS_OF.get(letter) for letter in letters)
     return PartitionSpec(*(name if name in axes else None for name in names))
 

@@ -17,7 +17,7 @@ _target: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("targe
 
 
 def platform() -> Platform:
-    """What a program traced now is for: ``target``'s platform, else the mesh's (`jax.set_mesh`), else this process's."""
+    """What a program traced now is for: ``target``'s platform, else the mesh's (`jax.set_mesh`), else this one's."""
     if (chosen := _target.get()) is not None:
         return chosen
     device = jax.sharding.get_abstract_mesh().abstract_device
