@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jkv.axes import Array, Bool, Int
 from jkv.cache import KVCache, LayerKV
 from jkv.ops.evict import compact
+from jkv.ops.select import select
 from jkv.policies.base import Slots
-from jkv.policies.retention import priority, select, victim
+from jkv.policies.retention import priority, victim
 from jkv.state import EVICTION, DecodeState, Program, row_keys
 
 
@@ -61,7 +62,7 @@ def decide(
         scores = priority(program.policy.score(looked, slots), slots)
         if overwrite:
             return victim(scores, slots.positions)[..., None], looked
-        return select(scores, slots.positions, kept), looked
+        return select(scores, slots.positions, kept, implementation=program.implementation), looked
 
     if not (program.policy.needs.buffer or program.rule.granularity == "head"):
 
