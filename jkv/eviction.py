@@ -38,6 +38,7 @@ def see_slots(program: Program, parameters: Any, books: DecodeState, layers: tup
         rng=row_keys(books.key, EVICTION, books.newest),
         rule=program.rule,
         model=program.config,
+        implementation=program.implementation,
         parameters=parameters,
         tokens=books.slot_tokens,
         keys=tuple(layer.k for layer in layers) if needs.keys or needs.queries else None,

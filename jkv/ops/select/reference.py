@@ -9,8 +9,9 @@ def select(
     scores: Float32[Array, "B l k S"], positions: Int32[Array, "B l k S"], retain: int
 ) -> Int32[Array, "B l k R"]:
     slots = scores.shape[-1]
-    rows = zip(scores.reshape(-1, slots), positions.reshape(-1, slots), strict=True)
-    return jnp.stack([_one_row(*row, retain) for row in rows]).reshape(*scores.shape[:-1], retain)
+    row = lambda score, position: _one_row(score, position, retain)
+    kept = jax.vmap(row)(scores.reshape(-1, slots), positions.reshape(-1, slots))
+    return kept.reshape(*scores.shape[:-1], retain)
 
 
 def _one_row(score: Float32[Array, " S"], position: Int32[Array, " S"], retain: int) -> Int32[Array, " R"]:
