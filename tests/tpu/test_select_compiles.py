@@ -114,9 +114,9 @@ def test_the_kernels_compile_alone_and_on_a_mesh(topology, dtype):
     for name, program in found.items():
         assert program["kernel"], name
         assert program["squares"] == program["sorts"] == program["moves"] == 0, (name, program)
-        # select's rows are padded to registers of 8 x 128; of the keys nothing is copied.
-        limit = 0.05 * program["arguments"] if name.startswith("key_similarity") else 20 * program["arguments"]
-        assert program["temporary"] <= limit, (name, program)
+        # Of the keys nothing is copied. select's rows may be laid out anew, eight to a register.
+        share = 0.05 if name.startswith("key_similarity") else 2
+        assert program["temporary"] <= share * program["arguments"] + 2**20, (name, program)
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])

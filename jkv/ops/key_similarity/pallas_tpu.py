@@ -40,7 +40,8 @@ def key_similarity(
     letters = ("BKSH", "BKS" if positions.shape[1] > 1 else "BkS", "B")
     inputs = tuple(map(sharding.divisible, letters, (keys.shape, positions.shape, length.shape)))
     run = functools.partial(_key_similarity, threshold=threshold, interpret=interpret)
-    return sharding.per_shard(run, inputs, (inputs[0][:3],))(keys, positions, length)
+    (mean,) = sharding.per_shard(run, inputs, (inputs[0][:3],))(keys, positions, length)
+    return mean
 
 
 def _key_similarity(
@@ -50,7 +51,7 @@ def _key_similarity(
     *,
     threshold: float,
     interpret: Any,
-) -> Float32[Array, "B K S"]:
+) -> tuple[Float32[Array, "B K S"]]:
     rows, heads, slots, dim = keys.shape
     block = min(BLOCK, pl.cdiv(slots, _LANES) * _LANES)
     blocks = pl.cdiv(slots, block)
@@ -105,7 +106,7 @@ def _key_similarity(
         interpret=interpret,
         name="key_similarity_tpu",
     )(length, keys, keys, positions[:, :, None, :])
-    return mean[:, :, 0, :]
+    return (mean[:, :, 0, :],)
 
 
 def _last(length: jax.Array, block: int) -> jax.Array:

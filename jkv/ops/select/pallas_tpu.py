@@ -38,12 +38,13 @@ def select(
         )
     letters = sharding.divisible("BlKS" if scores.shape[2] > 1 else "BlkS", scores.shape)
     run = functools.partial(_select, retain=retain, interpret=interpret)
-    return sharding.per_shard(run, (letters, letters), (letters,))(scores, positions)
+    (kept,) = sharding.per_shard(run, (letters, letters), (letters,))(scores, positions)
+    return kept
 
 
 def _select(
     scores: Float32[Array, "B l k S"], positions: Int32[Array, "B l k S"], *, retain: int, interpret: Any
-) -> Int32[Array, "B l k R"]:
+) -> tuple[Int32[Array, "B l k R"]]:
     slots = scores.shape[-1]
     rows = int(np.prod(scores.shape[:-1]))
     wide = pl.cdiv(slots, _LANES) * _LANES
@@ -60,7 +61,7 @@ def _select(
         interpret=interpret,
         name="select_tpu",
     )(score, position)
-    return kept[:rows].reshape(*scores.shape[:-1], retain)
+    return (kept[:rows].reshape(*scores.shape[:-1], retain),)
 
 
 def _kernel(
