@@ -100,7 +100,7 @@ def all_of_them():
         yield pytest.param(name, lengths, heads, slots, dim, dtype, marks=pytest.mark.slow if slow else ())
 
 
-@pytest.mark.parametrize(("name", "lengths", "heads", "slots", "dim", "dtype"), all_of_them())
+@pytest.mark.parametrize(("name", "lengths", "heads", "slots", "dim", "dtype"), list(all_of_them()))
 def test_matches_the_reference(name, lengths, heads, slots, dim, dtype):
     arrays = case(lengths, heads, slots, dim, dtype, dim == 64)
     got = run(name, *arrays)
