@@ -21,15 +21,22 @@ _LOWEST = np.int32(np.iinfo(np.int32).min)
 def select(
     scores: Float32[Array, "B l k S"], positions: Int32[Array, "B l k S"], retain: int
 ) -> Int32[Array, "B l k R"]:
+    return _to_the_front(scores, positions, jnp.int32(retain))[..., :retain]
+
+
+@jax.jit  # compiled once for any ``retain``, where it is called outside a compiled program
+def _to_the_front(
+    scores: Float32[Array, "B l k S"], positions: Int32[Array, "B l k S"], retain: Int32[Array, ""]
+) -> Int32[Array, "B l k S"]:
     slots = scores.shape[-1]
     # Rows and keep sets along one axis: TPU puts eight of them in one register, [B, 1, 1, S] fills an eighth of it.
     score, position = scores.reshape(-1, slots), positions.reshape(-1, slots)
     slot = lax.broadcasted_iota(jnp.int32, score.shape, 1)
     stays, tied = jnp.zeros(score.shape, jnp.bool_), jnp.ones(score.shape, jnp.bool_)
-    want = jnp.full((score.shape[0], 1), retain, jnp.int32)
+    want = jnp.full((score.shape[0], 1), retain)
     for key, bits in ((in_order(score), 32), (position, 32), (slot, (slots - 1).bit_length())):
         stays, tied, want = _settle(key, bits, stays, tied, want)
-    return _front(stays | tied, slot)[:, :retain].reshape(*scores.shape[:-1], retain)
+    return _front(stays | tied, slot).reshape(scores.shape)
 
 
 def _settle(
