@@ -4,7 +4,7 @@ The score of the last slot that stays is found by counting: bit by bit, the high
 scores reach. Ties at that score are settled the same way by position, then by slot. What stays then moves to the front
 in log2(S) steps, without a sort or a gather.
 
-Measured on CPU against sorting by (score, position): faster at every size from one row of 128 slots to 1024 of 2500.
+On CPU it took 0.26 to 0.59 of the time of sorting by (score, position) from 2500 slots x 32 rows on.
 """
 
 import jax
