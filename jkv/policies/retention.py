@@ -13,6 +13,8 @@ import numpy as np
 
 from jkv.axes import Array, Float, Int
 from jkv.errors import UserError
+from jkv.ops.select import select as select
+from jkv.ops.select.bits import in_order
 
 if TYPE_CHECKING:
     from jkv.policies.base import Slots
@@ -100,16 +102,13 @@ def priority(scores: Float[Array, "B score_layers score_heads S"], slots: "Slots
     return jnp.where(slots.occupied[:, None, None, :], scores, -jnp.inf)
 
 
-def select(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"], retain: int) -> Int[Array, "B l k R"]:
-    """The ``retain`` slots of highest score, ascending by slot. Ties: the newest position stays."""
-    slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 3)
-    *_, ranked = jax.lax.sort((scores, positions, slot), dimension=-1, num_keys=2)
-    return jnp.sort(ranked[..., scores.shape[-1] - retain :], axis=-1)
-
-
 def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) -> Int[Array, "B l k"]:
     """The one slot to overwrite: lowest score, and among equals the oldest position."""
-    slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+    slots = scores.shape[-1]
+    # Integers: XLA for TPU may keep a running minimum in bfloat16 where only its slot is used. One axis of rows: see
+    # jkv.ops.select.xla.
+    key, position = in_order(scores).reshape(-1, slots), positions.reshape(-1, slots)
+    slot = jax.lax.broadcasted_iota(jnp.int32, key.shape, 1)
 
     # One pass that reads scores once. Comparing them with their minimum reads them twice, and XLA may compute them
     # twice, rounded differently: then none of them is the minimum.
@@ -117,6 +116,5 @@ def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) ->
         a_first = (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
         return tuple(jnp.where(a_first, x, y) for x, y in zip(a, b, strict=True))
 
-    oldest_last = jnp.int32(jnp.iinfo(jnp.int32).max)
-    start = (jnp.float32(jnp.inf), oldest_last, jnp.int32(0))
-    return jax.lax.reduce((scores, positions, slot), start, lower, (3,))[2]
+    last = jnp.int32(jnp.iinfo(jnp.int32).max)
+    return jax.lax.reduce((key, position, slot), (last, last, jnp.int32(0)), lower, (1,))[2].reshape(scores.shape[:-1])
