@@ -120,6 +120,7 @@ def _shares(query, k, v, length, *, scale, weights, interpret):
         out_type=tuple(out_type),
         grid=(splits, kv_heads, batch),
         grid_names=("split", "head", "row"),
+        kernel_name="decode_attention",
         scratch_types={
             "q_tile": plgpu.SMEM((ROWS, dim), k.dtype, transforms=tiles),
             "k_tile": plgpu.SMEM((STAGES, BLOCK, dim), k.dtype, transforms=tiles),
