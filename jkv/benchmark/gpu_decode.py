@@ -7,8 +7,6 @@ counted beforehand, and the device must agree.
 
 import contextlib
 import dataclasses
-import functools
-import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -31,7 +29,7 @@ SLACK = 2 << 30  # bytes left for temporaries and the allocator, beside what is 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """One cell: a policy (or full) in ``budget`` slots, ``batch`` rows; kernels: Pallas where there is one, else XLA."""
+    """One cell: a policy (or full) in ``budget`` slots, ``batch`` rows. kernels: Pallas' where there is one."""
 
     model: str
     policy: str
@@ -58,9 +56,13 @@ def random_model(config: ModelConfig) -> Decoder:
 
 def weight_bytes(config: ModelConfig) -> tuple[int, int]:
     """Bytes of all bfloat16 weights, and of those that a step reads (without the embedding table)."""
-    shapes = nnx.eval_shape(functools.partial(random_model, config))
-    total = sum(2 * math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(shapes)))
-    return total, total - (0 if config.tied_head else 2 * config.vocab_size * config.d_model)
+    c = config
+    d, heads, kv = c.d_model, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    bias = c.qkv_bias * (heads + 2 * kv) + c.o_bias * d + c.mlp_bias * (2 * c.d_ff + d) + c.qk_norm * 2 * c.head_dim
+    layers = c.n_layers * (2 * d * (heads + kv) + 3 * d * c.d_ff + 2 * d + bias)
+    table = c.vocab_size * d
+    read = layers + d + table
+    return 2 * (read + (0 if c.tied_head else table)), 2 * read
 
 
 def predicted_bytes(config: ModelConfig, batch: int, budget: int) -> int:
@@ -72,8 +74,8 @@ def largest_batch(config: ModelConfig, budget: int, limit: int | None) -> int:
     """Rows that fit ``limit`` bytes, at most 256; 4 where there is no limit to know."""
     if limit is None:
         return 4
-    fixed = predicted_bytes(config, 0, budget) + SLACK
-    return max(0, min(256, (limit - fixed) // (predicted_bytes(config, 1, budget) - predicted_bytes(config, 0, budget))))
+    fixed = predicted_bytes(config, 0, budget)
+    return max(0, min(256, (limit - SLACK - fixed) // (predicted_bytes(config, 1, budget) - fixed)))
 
 
 def measure(load: Load, model: Decoder, *, steps: int, calls: int, gb_s: float) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _kernels_first() -> Iterator[None]:
 
 
 def _start_lengths(rule: Retention, batch: int, evicts: bool, steps: int) -> np.ndarray:
-    """Spread evenly over the cycle, one row about to evict; without eviction over the buffer, with room for ``steps``."""
+    """Spread evenly over the cycle, one row about to evict; without eviction over the buffer but for ``steps`` slots."""
     low, high = (rule.retain, rule.budget - 1) if evicts else (1, rule.budget - 1 - steps)
     return np.linspace(high, low, batch, endpoint=False).round().astype(np.int32)
 

@@ -9,6 +9,6 @@ R1 = {
     "r1-qwen-7b": ModelConfig("qwen2", 152064, 3584, 18944, 28, 28, 4, 128, 1e4, qkv_bias=True),
 }
 TINY = {
-    "tiny-llama": ModelConfig("llama", 256, 64, 96, 2, 4, 2, 16, 1e4),
-    "tiny-qwen": ModelConfig("qwen2", 256, 48, 96, 2, 6, 2, 16, 1e4, qkv_bias=True),
+    "tiny-llama": ModelConfig("llama", 256, 64, 96, 1, 4, 2, 16, 1e4),
+    "tiny-qwen": ModelConfig("qwen2", 256, 48, 96, 1, 6, 2, 16, 1e4, qkv_bias=True),
 }

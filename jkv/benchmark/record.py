@@ -10,8 +10,9 @@ from jkv.errors import UserError
 
 
 class Record:
-    """Cells by name, each written when it is measured. A file of the same run (the same head) is continued: what it
-    holds is not measured again, what it skipped for lack of time is. ``seconds`` is what the run may take."""
+    """Cells by name, each written when it is measured. A file of the same run (the same head but for the date) is
+    continued: what it holds is not measured again, what it skipped for lack of time is. ``seconds`` is what the run may
+    take."""
 
     def __init__(self, path: Path, head: dict[str, Any], seconds: float):
         self.path, self.head = path, head
@@ -23,7 +24,7 @@ class Record:
                 before, cells = found["head"], found["cells"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"is no record of this command ({error})", where=str(path), mend="delete it") from None
-            differs = sorted(name for name in head if before.get(name) != head[name])
+            differs = sorted(name for name in head if name != "date" and before.get(name) != head[name])
             if differs:
                 what = f"belongs to another run: {', '.join(differs)} differ"
                 raise UserError(what, where=str(path), mend="give another --out")

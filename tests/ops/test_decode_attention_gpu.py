@@ -98,7 +98,8 @@ def test_only_occupied_blocks_are_fetched(length, monkeypatch):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (28, 4)], ids=["r1-llama-8b", "r1-qwen-7b"])
 def test_lowers_for_cuda(heads, kv_heads, batch, slots):
     like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    buffer, new, row = like(batch, kv_heads, slots, 128), like(batch, kv_heads, 128), like(batch).update(dtype=jnp.int32)
+    buffer, new = like(batch, kv_heads, slots, 128), like(batch, kv_heads, 128)
+    row = jax.ShapeDtypeStruct((batch,), jnp.int32)
     step = jax.jit(
         functools.partial(pallas_gpu.decode_attention, scale=128**-0.5, weights=batch == 20), donate_argnums=(3, 4)
     )

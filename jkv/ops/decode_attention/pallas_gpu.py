@@ -45,9 +45,7 @@ def decode_attention(
     scale: float,
     weights: bool = False,
     interpret: object = None,
-) -> tuple[
-    Float[Array, "B N H"], Float[Array, "B K S H"], Float[Array, "B K S H"], Float[Array, "B N S"] | None
-]:
+) -> tuple[Float[Array, "B N H"], Float[Array, "B K S H"], Float[Array, "B K S H"], Float[Array, "B N S"] | None]:
     """The op of `jkv.ops.decode_attention` on Hopper. interpret: parameters of Pallas' GPU interpreter (CPU), or None.
 
     Raises:

@@ -26,7 +26,7 @@ def attend(
 
     Dead slots may hold NaN; a row of length 0 gives zeros.
     """
-    batch, heads, _ = q.shape
+    batch = q.shape[0]
     weight = attention_weights(q, k, length, scale=scale)
     live = jnp.arange(k.shape[2], dtype=jnp.int32)[None, :] < length[:, None]
     grouped = weight.reshape(batch, k.shape[1], -1, k.shape[2])
