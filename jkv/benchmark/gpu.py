@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     for step in _steps(SMOKE if config.smoke else FULL, record, limit):
         console.print(step, highlight=False, soft_wrap=True)
     Console(width=120).print(table(record))
+    Console().print(notes(record), highlight=False, soft_wrap=True)
 
 
 def _commit() -> str | None:
@@ -222,14 +223,18 @@ def table(record: Record) -> Table:
             f"{cell['tokens_s']:,.0f}", f"{cell['ms_per_step']:.1f}",
             f"{100 * cell['share_of_roofline']:.0f} %" if "share_of_roofline" in cell else "",
         )  # fmt: skip
-    wrong = [name for name, cell in cells.items() if cell.get("right") is False]
-    right = sum(cell.get("right") is True for cell in cells.values())
-    skipped = sum("skipped" in cell for cell in cells.values())
-    made.caption = (
-        f"roofline: bytes a step reads at {cells['copy']['gb_s']:,.0f} GB/s, the bandwidth of a copy; "
-        f"ops right: {right}, wrong: {', '.join(wrong) or 'none'}; cells without figures: {skipped}"
-    )
     return made
+
+
+def notes(record: Record) -> str:
+    """What to read the table with."""
+    cells = record.cells
+    wrong = ", ".join(name for name, cell in cells.items() if cell.get("right") is False) or "none"
+    right = sum(cell.get("right") is True for cell in cells.values())
+    return (
+        f"Roofline: bytes a step reads at {cells['copy']['gb_s']:,.0f} GB/s, the bandwidth of a copy. "
+        f"Ops right: {right}; wrong: {wrong}. Cells without figures: {sum('skipped' in c for c in cells.values())}."
+    )
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def _kernels_first() -> Iterator[None]:
 
 
 def _start_lengths(rule: Retention, batch: int, evicts: bool, steps: int) -> np.ndarray:
-    """Spread evenly over the cycle, one row about to evict; without eviction over the buffer but for ``steps`` slots."""
+    """Spread evenly over the cycle, one row about to evict; without eviction over the buffer less ``steps`` slots."""
     low, high = (rule.retain, rule.budget - 1) if evicts else (1, rule.budget - 1 - steps)
     return np.linspace(high, low, batch, endpoint=False).round().astype(np.int32)
 

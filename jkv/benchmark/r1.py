@@ -1,4 +1,4 @@
-"""Shapes of the models that measurements are made at, with random weights: two of the R1-Distill family, two tiny."""
+"""Shapes of the models that measurements are made at, with random weights: two of R1-Distill and a tiny one."""
 
 from jkv.config import Llama3Scaling, ModelConfig
 
@@ -8,7 +8,4 @@ R1 = {
     ),
     "r1-qwen-7b": ModelConfig("qwen2", 152064, 3584, 18944, 28, 28, 4, 128, 1e4, qkv_bias=True),
 }
-TINY = {
-    "tiny-llama": ModelConfig("llama", 256, 64, 96, 1, 4, 2, 16, 1e4),
-    "tiny-qwen": ModelConfig("qwen2", 256, 48, 96, 1, 6, 2, 16, 1e4, qkv_bias=True),
-}
+TINY = {"tiny-qwen": ModelConfig("qwen2", 256, 48, 96, 1, 6, 2, 16, 1e4, qkv_bias=True)}

@@ -34,21 +34,19 @@ def test_record(smoke):
     assert {"device", "jax", "commit", "date"} <= set(record["head"])
     cells = record["cells"]
     assert cells["copy"]["gb_s"] > 0
-    assert cells["transformers tiny-llama"] == {"skipped": "not here"}
+    assert cells["transformers tiny-qwen"] == {"skipped": "not here"}
     assert asked[0]["prompt"] == 32
     checked = {name: cell for name, cell in cells.items() if "right" in cell}
-    assert len(checked) == 6  # three ops of two models
+    assert len(checked) == 3  # decode_attention, insert and compact
     assert all(cell["right"] for cell in checked.values())
-    assert "not for CPU" in cells["decode_attention pallas, B2 K2 G2 S40 H16"]["skipped"]
-    for name in TINY:
-        for policy in ("window", "dynts"):
-            cell = cells[f"{name} {policy} S32 B3 xla"]
-            # Rows begin at 31, 30 and 29 of 32 slots, four go at a time: the first evicts at once, sixteen steps.
-            assert cell["evictions"] == 12
-            assert cell["kv_bytes"] == TINY[name].kv_bytes(3, 32, 2)
-            assert 28 < cell["mean_slots"] < 32
-            assert cell["share_of_roofline"] == pytest.approx(cell["tokens_s"] / cell["roofline_tokens_s"])
-        assert cells[f"{name} full S64 B4 xla"]["evictions"] == 0
+    assert "not for CPU" in cells["decode_attention pallas, B2 K2 G3 S40 H16"]["skipped"]
+    for policy in ("window", "dynts"):
+        cell = cells[f"tiny-qwen {policy} S32 B3 xla"]
+        assert cell["evictions"] == 12  # rows begin at 31, 30 and 29 of 32 slots; four go at a time, in sixteen steps
+        assert cell["kv_bytes"] == TINY["tiny-qwen"].kv_bytes(3, 32, 2)
+        assert 28 < cell["mean_slots"] < 32
+        assert cell["share_of_roofline"] == pytest.approx(cell["tokens_s"] / cell["roofline_tokens_s"])
+    assert cells["tiny-qwen full S64 B4 xla"]["evictions"] == 0
 
 
 def test_a_finished_record_is_not_measured_again(smoke, capsys, monkeypatch):
@@ -94,7 +92,7 @@ def test_no_time_leaves_decode_to_another_call(tmp_path, monkeypatch):
     file = tmp_path / "gpu.json"
     gpu.main(["--smoke", "--seconds", "0", "--out", str(file)])
     cells = json.loads(file.read_text())["cells"]
-    assert cells["tiny-llama window S32 B3 xla"] == {"skipped": "no time left", "again": True}
+    assert cells["tiny-qwen window S32 B3 xla"] == {"skipped": "no time left", "again": True}
 
 
 def test_counting_ahead():
@@ -133,5 +131,5 @@ def test_a_wrong_op_is_told():
 
 
 def test_the_rival_says_why_it_cannot():
-    found = gpu_rival.ask(TINY["tiny-llama"], batch=2, prompt=8, new_tokens=2, seconds=300)
+    found = gpu_rival.ask(TINY["tiny-qwen"], batch=2, prompt=8, new_tokens=2, seconds=300.0)
     assert "CUDA" in found["skipped"] or "not installed" in found["skipped"]

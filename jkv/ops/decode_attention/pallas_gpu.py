@@ -244,4 +244,5 @@ def _multiply(a, b, *, transposed, interpret):
         plgpu.wgmma(total, a, b)
         return total[...]
 
-    return pl.run_scoped(product, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+    rows, columns = a.shape[0], b.shape[1]
+    return pl.run_scoped(product, plgpu.WGMMAAccumulatorRef((rows, columns), jnp.float32))  # pyright: ignore[reportArgumentType]
