@@ -8,10 +8,11 @@ is missing. ``--smoke`` runs all of it at tiny sizes, on any machine.
 
 import dataclasses
 import datetime
+import functools
 import gc
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ HELP = {
     "seconds": "no cell is begun that would not end within this time; the rest is left to another call",
     "smoke": "tiny sizes, on any machine: shows that it runs, measures nothing",
 }
+
+
+Cells = dict[str, Callable[[], dict[str, Any]]]  # what makes each, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         console.print(step, highlight=False, soft_wrap=True)
     Console(width=120).print(table(record))
     Console().print(notes(record), highlight=False, soft_wrap=True)
+    if failed := [name for name, cell in record.cells.items() if "failed" in cell]:
+        raise UserError(f"failed: {'; '.join(failed)}", where=config.out)
 
 
 def _commit() -> str | None:
@@ -103,106 +109,121 @@ def _commit() -> str | None:
 
 
 def _steps(plan: Plan, record: Record, limit: int | None) -> Iterator[str]:
-    """Measures cell after cell, most important first; yields a line for each."""
-    from jkv.benchmark import gpu_decode, gpu_ops, gpu_rival
+    """Measures cell after cell, most important first; yields a line for each.
+
+    What runs a kernel comes after what doesn't: one that breaks the device takes nothing with it but what is left, and
+    the next call does not try it again.
+    """
+    first, with_kernels, rest = _loads(plan, limit)
+    decode = _Decode(plan, record, limit)
+    groups = [
+        _before_jax(plan, record),
+        _ops(plan, "xla"),
+        decode.cells(first),
+        _ops(plan, "pallas"),
+        decode.cells(with_kernels),
+        decode.cells(rest),
+    ]
+    for cells in groups:
+        for name, measure in cells.items():
+            if name not in record.cells:
+                record.put(name, _guarded(measure))
+                yield _line(name, record.cells[name])
+
+
+def _before_jax(plan: Plan, record: Record) -> Cells:
+    from jkv.benchmark import gpu_ops, gpu_rival
 
     name, config = next(iter(plan.models.items()))
-    if (cell := f"transformers {name}") not in record.cells:
-        found = gpu_rival.ask(
-            config, batch=plan.rival_batch, prompt=plan.budgets[0], new_tokens=plan.rival_tokens,
-            seconds=max(30.0, record.left / 4),
-        )  # fmt: skip
-        record.put(cell, found)
-        yield _line(cell, found)
-    if "copy" not in record.cells:
-        record.put("copy", gpu_ops.copy_bandwidth(plan.copy_bytes))
-        yield _line("copy", record.cells["copy"])
-    yield from _ops(plan, record)
-    gb_s = record.cells["copy"]["gb_s"]
-    model, held = None, None
-    for load in _loads(plan, limit):
-        if load.name in record.cells:
-            continue
-        shape = plan.models[load.model]
-        need = gpu_decode.predicted_bytes(shape, load.batch, load.budget) + gpu_decode.SLACK
-        kernel = record.cells[f"attention pallas, {load.model} S{plan.attention[0][1]} B{plan.attention[0][0]}"]
-        if load.kernels and "skipped" in kernel:
-            record.skip(load.name, kernel["skipped"])
-        elif load.batch < 1 or (limit is not None and need > limit):
-            record.skip(load.name, f"needs {need / 1e9:.0f} GB" + (f" of {limit / 1e9:.0f}" if limit else ""))
-        elif record.left < _needed(record, plan):
-            record.skip(load.name, "no time left", again=True)
-        else:
-            if held != load.model:
-                model = None  # the other model's weights go first
-                gc.collect()
-                model, held = gpu_decode.random_model(shape), load.model
-            record.put(load.name, _measured(load, model, plan, gb_s))
-            gc.collect()
-        yield _line(load.name, record.cells[load.name])
+    sizes = {"batch": plan.rival_batch, "prompt": plan.budgets[0], "new_tokens": plan.rival_tokens}
+    return {
+        f"transformers {name}": lambda: gpu_rival.ask(config, **sizes, seconds=max(30.0, record.left / 4)),
+        "copy": lambda: gpu_ops.copy_bandwidth(plan.copy_bytes),
+    }
 
 
-def _needed(record: Record, plan: Plan) -> float:
-    """Seconds that a decode cell may take: compiling is nearly all of it, and the cells before tell how long it is."""
-    return max(plan.margin, 1.5 * max((cell.get("compile_s", 0.0) for cell in record.cells.values()), default=0.0))
-
-
-def _measured(load: Any, model: Any, plan: Plan, gb_s: float) -> dict[str, Any]:
-    import jax
-
-    from jkv.benchmark import gpu_decode
-
-    try:
-        return gpu_decode.measure(load, model, steps=plan.steps, calls=plan.calls, gb_s=gb_s)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return {"skipped": "out of memory"}
-
-
-def _ops(plan: Plan, record: Record) -> Iterator[str]:
+def _ops(plan: Plan, implementation: str) -> Cells:
     from jkv.benchmark import gpu_ops
 
-    groups = {name: (c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim) for name, c in plan.models.items()}
-    for slots in plan.check_slots:
-        for kv_heads, group, dim in groups.values():
-            if f"compact pallas, B2 K{kv_heads} G{group} S{slots} H{dim}" in record.cells:
-                continue
-            for name, cell in gpu_ops.check_ops([(2, kv_heads, group, slots, dim)]):
-                record.put(name, cell)
-                yield _line(name, cell)
-    for name, (kv_heads, group, dim) in groups.items():
+    cells: Cells = {}
+    for name, c in plan.models.items():
+        heads = (c.n_kv_heads, c.n_heads // c.n_kv_heads)
+        for slots in plan.check_slots:
+            cells |= gpu_ops.checks(implementation, (2, *heads, slots, c.head_dim))
         for batch, slots in plan.attention:
-            for implementation in gpu_ops.ATTENTION_ALONE:
-                cell = f"attention {implementation}, {name} S{slots} B{batch}"
-                if cell not in record.cells:
-                    record.put(cell, gpu_ops.attention_time(implementation, (batch, kv_heads, group, slots, dim)))
-                    yield _line(cell, record.cells[cell])
+            shape = (batch, *heads, slots, c.head_dim)
+            cells[f"attention {implementation}, {name} S{slots} B{batch}"] = functools.partial(
+                gpu_ops.attention_time, implementation, shape
+            )
+    return cells
 
 
-def _loads(plan: Plan, limit: int | None) -> list[Any]:
-    """All cells, most important first: per model one budget and batch and the full cache, each with XLA's attention and
-    with the kernel; then the other budgets and batches with what 'auto' chooses."""
+def _loads(plan: Plan, limit: int | None) -> tuple[list[Any], list[Any], list[Any]]:
+    """Per model one budget and batch and the full cache; the same with the kernel; the other budgets and batches."""
     from jkv.benchmark.gpu_decode import Load, largest_batch
 
     first, rest = [], []
     for name, config in plan.models.items():
         full = Load(name, "full", plan.thought, largest_batch(config, plan.thought, limit))
-        grid = [
-            Load(name, policy, budget, batch)
-            for batch in plan.batches
-            for budget in plan.budgets
-            for policy in ("window", "dynts")
-        ]
-        with_kernels = [dataclasses.replace(load, kernels=True) for load in (grid[0], full, grid[1])]
-        first += [grid[0], full, with_kernels[0], grid[1], *with_kernels[1:]]
+        sizes = [(batch, budget) for batch in plan.batches for budget in plan.budgets]
+        grid = [Load(name, policy, budget, batch) for batch, budget in sizes for policy in ("window", "dynts")]
+        first += [grid[0], full, grid[1]]
         rest += grid[2:]
-    return first + rest
+    return first, [dataclasses.replace(load, kernels=True) for load in first], rest
+
+
+class _Decode:
+    """Decode cells. One model's weights are held at a time."""
+
+    def __init__(self, plan: Plan, record: Record, limit: int | None):
+        self.plan, self.record, self.limit = plan, record, limit
+        self.held: str = ""
+        self.model: Any = None
+
+    def cells(self, loads: list[Any]) -> Cells:
+        return {load.name: functools.partial(self.measure, load) for load in loads}
+
+    def measure(self, load: Any) -> dict[str, Any]:
+        from jkv.benchmark import gpu_decode
+
+        plan, cells = self.plan, self.record.cells
+        config = plan.models[load.model]
+        need = gpu_decode.predicted_bytes(config, load.batch, load.budget) + gpu_decode.SLACK
+        batch, slots = plan.attention[0]
+        kernel = cells.get(f"attention pallas, {load.model} S{slots} B{batch}", {})
+        if load.kernels and "ms" not in kernel:
+            return {"skipped": f"decode_attention's kernel has no figures here: {kernel.get('skipped') or kernel}"}
+        if load.batch < 1 or (self.limit is not None and need > self.limit):
+            return {"skipped": f"needs {need / 1e9:.0f} GB" + (f" of {self.limit / 1e9:.0f}" if self.limit else "")}
+        # Compiling is nearly all of a cell's time, and the cells before tell how long it is.
+        longest = max((cell.get("compile_s", 0.0) for cell in cells.values()), default=0.0)
+        if self.record.left < max(plan.margin, 1.5 * longest):
+            return {"skipped": "no time left", "again": True}
+        if self.held != load.model:
+            self.model = None  # the other model's weights go first
+            gc.collect()
+            self.model, self.held = gpu_decode.random_model(config), load.model
+        gb_s = cells["copy"]["gb_s"]
+        return gpu_decode.measure(load, self.model, steps=plan.steps, calls=plan.calls, gb_s=gb_s)
+
+
+def _guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A cell, whatever happens: device time is too scarce to lose the other cells to one."""
+    try:
+        return measure()
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return {"skipped": "out of memory"}
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+    finally:
+        gc.collect()
 
 
 def _line(name: str, cell: dict[str, Any]) -> str:
     if "skipped" in cell:
         return f"{name}: skipped, {cell['skipped']}"
+    if "failed" in cell:
+        return f"{name}: FAILED, {cell['failed']}"
     units = {"tokens_s": "tokens/s", "gb_s": "GB/s", "ms": "ms", "error": "off", "compile_s": "s to compile"}
     return f"{name}: " + ", ".join(f"{cell[key]:.4g} {unit}" for key, unit in units.items() if key in cell)
 
@@ -231,9 +252,10 @@ def notes(record: Record) -> str:
     cells = record.cells
     wrong = ", ".join(name for name, cell in cells.items() if cell.get("right") is False) or "none"
     right = sum(cell.get("right") is True for cell in cells.values())
+    empty = sum("skipped" in cell or "failed" in cell for cell in cells.values())
     return (
-        f"Roofline: bytes a step reads at {cells['copy']['gb_s']:,.0f} GB/s, the bandwidth of a copy. "
-        f"Ops right: {right}; wrong: {wrong}. Cells without figures: {sum('skipped' in c for c in cells.values())}."
+        f"Roofline: bytes a step reads at {cells['copy'].get('gb_s', 0):,.0f} GB/s, the bandwidth of a copy. "
+        f"Ops right: {right}; wrong: {wrong}. Cells without figures: {empty}."
     )
 
 

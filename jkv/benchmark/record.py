@@ -11,8 +11,8 @@ from jkv.errors import UserError
 
 class Record:
     """Cells by name, each written when it is measured. A file of the same run (the same head but for the date) is
-    continued: what it holds is not measured again, what it skipped for lack of time is. ``seconds`` is what the run may
-    take."""
+    continued: what it holds is not measured again, but for cells marked "again". ``seconds`` is what the run may take.
+    """
 
     def __init__(self, path: Path, head: dict[str, Any], seconds: float):
         self.path, self.head = path, head
@@ -41,7 +41,3 @@ class Record:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps({"head": self.head, "cells": self.cells}, indent=2) + "\n", encoding="utf-8")
         os.replace(part, self.path)
-
-    def skip(self, name: str, reason: str, *, again: bool = False) -> None:
-        """Say why a cell has no figures. again: a later run of the same command shall try it."""
-        self.put(name, {"skipped": reason, **({"again": True} if again else {})})

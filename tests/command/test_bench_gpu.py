@@ -52,7 +52,7 @@ def test_record(smoke):
 def test_a_finished_record_is_not_measured_again(smoke, capsys, monkeypatch):
     file, _ = smoke
     before = file.read_text()
-    for module, name in ((gpu_decode, "measure"), (gpu_ops, "copy_bandwidth"), (gpu_ops, "check_ops")):
+    for module, name in ((gpu_decode, "measure"), (gpu_ops, "copy_bandwidth"), (gpu_ops, "_cell")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("measured again"))
     gpu.main(["--smoke", "--out", str(file)])
     assert file.read_text() == before
@@ -76,8 +76,8 @@ def test_record_of_another_run_is_refused_and_skipped_cells_are_tried_again(tmp_
     file = tmp_path / "record.json"
     record = Record(file, {"device": "a", "date": "1"}, 60.0)
     record.put("cell", {"tokens_s": 1})
-    record.skip("late", "no time left", again=True)
-    record.skip("large", "needs 99 GB")
+    record.put("late", {"skipped": "no time left", "again": True})
+    record.put("large", {"skipped": "needs 99 GB"})
     assert set(Record(file, {"device": "a", "date": "2"}, 60.0).cells) == {"cell", "large"}
     with pytest.raises(UserError, match="device differ"):
         Record(file, {"device": "b", "date": "1"}, 60.0)
@@ -86,12 +86,18 @@ def test_record_of_another_run_is_refused_and_skipped_cells_are_tried_again(tmp_
         Record(file, {}, 60.0)
 
 
-def test_no_time_leaves_decode_to_another_call(tmp_path, monkeypatch):
+def test_no_time_leaves_decode_to_another_call_and_a_failure_loses_nothing(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the kernel broke")
+
     monkeypatch.setattr(gpu_rival, "ask", lambda *_, **__: {"skipped": "not here"})
-    monkeypatch.setattr(gpu_ops, "check_ops", lambda _: iter(()))
+    monkeypatch.setattr(gpu_ops, "_cell", broken)
+    monkeypatch.setattr(gpu_ops, "attention_time", lambda *_: {"skipped": "not here"})
     file = tmp_path / "gpu.json"
-    gpu.main(["--smoke", "--seconds", "0", "--out", str(file)])
+    with pytest.raises(UserError, match="failed: decode_attention xla"):
+        gpu.main(["--smoke", "--seconds", "0", "--out", str(file)])
     cells = json.loads(file.read_text())["cells"]
+    assert cells["compact xla, B2 K2 G3 S40 H16"] == {"failed": "RuntimeError: the kernel broke"}
     assert cells["tiny-qwen window S32 B3 xla"] == {"skipped": "no time left", "again": True}
 
 
