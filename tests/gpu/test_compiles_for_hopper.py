@@ -1,6 +1,6 @@
 """decode_attention, compiled for an H100 on this machine by JAX's CUDA plugin: no GPU, no driver.
 
-The plugin brings XLA's GPU compiler and Mosaic's; ptxas comes from NVIDIA's wheel (`pip install -e '.[cuda]'` has both).
+The plugin brings XLA's GPU compiler and Mosaic's; ptxas comes from NVIDIA's wheel. `pip install -e '.[cuda]'` has both.
 """
 
 import importlib.util
