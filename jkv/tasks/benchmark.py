@@ -4,7 +4,7 @@ To add one, write a YAML file and give it as the task, ``--task mine.yaml``:
 
     hub: organisation/name            # a data set of the Hugging Face hub; or, instead of hub and revision,
     revision: 0123abc...              # its commit, so that the problems never change
-    data: problems.jsonl              # a .jsonl, .json, .csv or .parquet file beside the YAML, or a directory of one kind
+    data: problems.jsonl              # a .jsonl, .json, .csv or .parquet file beside the YAML, or a folder of one kind
     subset: name                      # optional: the hub's configuration
     split: test
     format: mathematics               # or multiple_choice, or a Python file beside the YAML
