@@ -6,6 +6,9 @@ import pathlib
 import pytest
 
 from jkv.grader import Grader
+from tests.command.conftest import run
+
+__all__ = ["run"]
 
 
 @pytest.fixture(scope="session")
