@@ -68,14 +68,9 @@ latex2sympy2.convert_number = _number_with_commas
 
 
 def warm_up() -> None:
-    """Load and build what the first answers would: parser tables, sympy's printing and solving."""
-    logging.disable(logging.CRITICAL)  # math-verify warns that its own time limit is off: the worker has one
-    for answer, reference in (
-        ("x^2-1=0", "(x-1)(x+1)=0"), (r"[1,2)\cup(3,4)", r"(3,4)\cup[1,2)"), (r"\{1,2\}", "2,1"), ("x>3", "x>4"),
-        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"), (r"\sqrt{-1}", "i"),
-        (r"\frac{1}{2}", "0.5"), (r"\sin x", r"\cos x"), (r"\int_0^1 x dx", r"\sum_{n=1}^{3} n"),
-    ):  # fmt: skip
-        equal(answer, reference)
+    """Silence math-verify's warnings that its own time limit is off (the worker has one), and build the parser."""
+    logging.disable(logging.CRITICAL)
+    equal(r"\frac{1}{2}", "0.5")
 
 
 def _readings(answer: str, reference: str) -> list[tuple[str, str]]:

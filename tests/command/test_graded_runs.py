@@ -1,11 +1,9 @@
 """Runs of tasks that are graded in another process: while decoding, through its death, and not for other tasks."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
-import textwrap
 import time
 
 import psutil
@@ -109,11 +107,16 @@ def test_the_run_goes_on_when_the_worker_dies(wordy, graded_task, tmp_path, monk
     again = runner.run(config(wordy, graded_task, tmp_path / "out"))
     assert again["ungraded"] == 3
     assert again["tokens"] == summary["tokens"]
+    # Another grading is another run.
+    write_rows(graded_task, [{**row, "grading": "exact"} for row in read_jsonl(graded_task)])
+    with pytest.raises(runner.UserError, match="the task's prompts or answers have changed"):
+        runner.run(config(wordy, graded_task, tmp_path / "out"))
 
 
 def test_what_is_finished_is_kept_when_the_run_is_interrupted(wordy, graded_task, tmp_path, monkeypatch):
     """The grade of a finished sample is waited for, a moment; its worker is gone afterwards."""
     monkeypatch.setattr("jkv.tasks.marking.extract_answer", lambda text, thinking: "\\frac{10}{2}")
+    before = workers_of(os.getpid())
     decode = runner.Engine.run
     finished = []
 
@@ -132,7 +135,7 @@ def test_what_is_finished_is_kept_when_the_run_is_interrupted(wordy, graded_task
     rows = read_jsonl(tmp_path / "out" / "samples.jsonl")
     assert [row["id"] for row in rows] == finished
     assert all(row["correct"] is True for row in rows)
-    assert not workers_of(os.getpid())
+    assert workers_of(os.getpid()) == before
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -144,26 +147,32 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return found
 
 
-def test_another_grading_is_another_run(wordy, graded_task, tmp_path):
-    runner.run(config(wordy, graded_task, tmp_path / "out"))
-    rows = [{**row, "grading": "exact"} for row in read_jsonl(graded_task)]
-    write_rows(graded_task, rows)
-    with pytest.raises(runner.UserError, match="the task's prompts or answers have changed"):
-        runner.run(config(wordy, graded_task, tmp_path / "out"))
+HEAVY = ("datasets", "pandas", "pyarrow", "sympy", "math_verify", "latex2sympy2_extended", "antlr4")
+LOADS = """
+from jkv import decode
+from jkv import runner
+from jkv.load import load
+from jkv.tasks import load_task
+assert decode.parse([]).task == "demo"
+assert len(load_task("demo", load("demo-llama"), limit=2)) == 2
+"""
+RUNS = """
+from jkv import decode
+decode.main(["--limit", "1", "--batch-size", "1", "--max-new-tokens", "4", "--quiet"])
+"""
 
 
-def test_the_demo_pays_for_no_grader_and_no_data_set(tmp_path):
+@pytest.mark.parametrize("work", [LOADS, pytest.param(RUNS, marks=pytest.mark.slow)], ids=["loads", "runs"])
+def test_the_demo_pays_for_no_grader_and_no_data_set(work):
     """torch, where it is installed, brings sympy by itself through transformers: it is hidden."""
-    script = textwrap.dedent("""
-        import json, sys
-        sys.modules["torch"] = None
-        from jkv import decode
-        decode.main(["--limit", "1", "--batch-size", "1", "--max-new-tokens", "4", "--quiet"])
-        heavy = ("datasets", "pandas", "pyarrow", "sympy", "math_verify", "latex2sympy2_extended", "antlr4")
-        print(json.dumps(sorted(set(heavy) & set(sys.modules))))
-    """)
+    script = f"""
+import json, sys
+sys.modules["torch"] = None
+{work}
+print(json.dumps(sorted(set({HEAVY}) & set(sys.modules))))
+"""
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert json.loads(done.stdout) == [], done.stderr
+    assert done.stdout == "[]\n", done.stderr
