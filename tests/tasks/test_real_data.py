@@ -5,6 +5,7 @@ JKV_DATA names the folder that holds them.
 
 import json
 import random
+import re
 import types
 
 import pytest
@@ -57,7 +58,8 @@ def respelt(answer: str) -> str:
     """The same mathematics in other words, where that is simple."""
     if answer.lstrip("-").isdigit():
         return f"\\frac{{{2 * int(answer)}}}{{2}}"
-    return answer.replace("\\frac", "\\dfrac").replace("\\sqrt", "\\sqrt ").replace("+", " + ").replace(",", ", ")
+    answer = re.sub(r",(?!\s|\\!|\d{3}(?!\d))", ", ", answer)
+    return answer.replace("\\frac", "\\dfrac").replace("\\sqrt", "\\sqrt ").replace("+", " + ")
 
 
 @pytest.mark.slow
@@ -96,7 +98,7 @@ def chatty(tmp_path_factory):
         "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
     )
     fast.save_pretrained(directory)
-    Tiny("chatty", "qwen2", 1, 2, vocabulary=len(fast)).save(directory)
+    Tiny("chatty", "qwen2", 1, 2, vocabulary=320).save(directory)
     return types.SimpleNamespace(path=directory, tokenizer=fast)
 
 
@@ -105,8 +107,9 @@ def chatty(tmp_path_factory):
 def test_end_to_end(name, count, real_data, chatty, run, tmp_path, monkeypatch):
     monkeypatch.setenv("JKV_DATA", str(real_data))
     done = run(
-        "--model", chatty.path, "--task", name, "--policy", "window", "--budget", 64, "--window", 8, "--batch-size", 64,
-        "--long-prompts", "evict", "--max-new-tokens", 24, "--out", tmp_path / "out", "--quiet",
+        "--model", chatty.path, "--task", name, "--policy", "window", "--budget", 512, "--retain", 128, "--window", 8,
+        "--batch-size", 64,
+        "--long-prompts", "evict", "--max-new-tokens", 8, "--out", tmp_path / "out", "--quiet",
     )  # fmt: skip
     assert done.code == 0, done.err
     rows = {row["id"]: row for row in read_jsonl(tmp_path / "out" / "samples.jsonl")}
