@@ -65,6 +65,7 @@ class Grader:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's ways through an expression depend on it
         )
         assert self._worker.stdin is not None
         os.set_blocking(self._worker.stdin.fileno(), False)

@@ -58,7 +58,7 @@ def forbid_execution() -> None:
     """From here on, refuse to run source text and to touch the world outside. It can't be taken back."""
 
     def hook(event: str, arguments: tuple) -> None:
-        if event == "compile" and not _importing():
+        if event == "compile" and not _trusted():
             raise PermissionError("the grader runs no text")
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
             raise PermissionError("the grader writes no file")
@@ -68,11 +68,16 @@ def forbid_execution() -> None:
     sys.addaudithook(hook)
 
 
-def _importing() -> bool:
-    """Whether a module is being imported: compiling belongs to that, and named tuples are made of text."""
+def _trusted() -> bool:
+    """Whether what is compiled is no text of an answer: a module that is being imported (named tuples are made of
+    text), or sympy's arithmetic of monomials, which it writes from the number of variables alone.
+    """
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "_find_and_load" and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if (name, file) == ("_find_and_load", "<frozen importlib._bootstrap>"):
+            return True
+        if name == "_build" and file.endswith(os.path.join("sympy", "polys", "monomials.py")):
             return True
         frame = frame.f_back
     return False
