@@ -54,6 +54,6 @@ def test_labels_of_18_000_tokens_fit_one_v5p():
     found = compiled(18_000)
     print(found)
     assert 15e9 < found["weights"] < 17e9
-    # Nowhere near all heads' matrices of one layer (32 * 18,000^2 * 4 bytes = 41 GB).
-    assert found["temporary"] < 10e9
+    # One layer's at most: all heads' matrices would be 32 * 18,000^2 * 4 bytes = 41 GB.
+    assert found["temporary"] < 1.5e9
     assert found["weights"] + found["temporary"] < HBM
