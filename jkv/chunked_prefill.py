@@ -17,6 +17,7 @@ from jkv.cache import LayerKV
 from jkv.eviction import evict, row_of
 from jkv.policies.base import Needs, NewTokens
 from jkv.prefill import fresh_row, put_row
+from jkv.shards import of_owner, own_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 from jkv.step import emit, record
 
@@ -91,28 +92,30 @@ def chunked_prefill(
     the state, ``done``, and the first token (-1 until ``done`` is ``length``).
     """
     model = nnx.merge(program.graph, weights)
+    # On a mesh every shard reads along, in a row of its own; what it would write is dropped unless the row is its.
+    row, mine = own_row(row, state.active.shape[0])
     fresh = fresh_row(program, state, length, limit, key)
     # The first token is drawn at the end: until then the row is at work on its prompt and nothing is generated.
     start, _ = row_of(state, row)
     books = jax.tree.map(lambda new, old: jnp.where(done == 0, new.astype(old.dtype), old), fresh, start)
-    state = put_row(state, books, state.cache.layers, row)
-    state = dataclasses.replace(state, position=state.position.at[row].set(done))
+    state = put_row(state, dataclasses.replace(books, position=done[None]), state.cache.layers, row, mine)
     rows = jnp.arange(state.active.shape[0]) == row
+    rows = rows if mine is None else rows & mine
     piece = piece_length(program)
     evictions_before = state.evictions[row]
     last = jnp.zeros((1, 1, program.config.d_model), model.embed[...].dtype)
 
     def more(carry) -> jax.Array:
         state, done, _ = carry
-        return (done < length) & ~(stop_on_evict & (state.evictions[row] > evictions_before))
+        return (done < length) & ~(stop_on_evict & of_owner(state.evictions[row] > evictions_before, mine))
 
     def read(carry):
         state, done, last = carry
-        room = state.cache.budget - state.cache.length[row]
+        room = state.cache.budget - of_owner(state.cache.length[row], mine)
         count = jnp.minimum(jnp.minimum(piece, room), length - done)
         padded = jnp.pad(tokens, (0, piece))  # so that a piece never starts too late to be cut whole
         ids = jax.lax.dynamic_slice_in_dim(padded, done, piece)
-        state, hidden = _read_piece(program, model, parameters, state, row, ids, count)
+        state, hidden = _read_piece(program, model, parameters, state, row, ids, count, mine)
         newest = jax.lax.dynamic_slice_in_dim(hidden, jnp.maximum(count - 1, 0), 1, axis=1)
         state = _evict_if_full(program, parameters, state, rows, more_to_come=done + count < length)
         return state, done + count, jnp.where(count > 0, newest, last)
@@ -126,13 +129,23 @@ def chunked_prefill(
     ended, first = emit(books, drawn, program)
     waiting = dataclasses.replace(books, position=done[None], active=jnp.zeros((1,), jnp.bool_))
     books = jax.tree.map(lambda x, y: jnp.where(finished, x, y), ended, waiting)
-    return put_row(state, books, state.cache.layers, row), done, jnp.where(finished, first[0], -1)
+    first = of_owner(first[0], mine)
+    return put_row(state, books, state.cache.layers, row, mine), done, jnp.where(finished, first, -1)
 
 
 def _read_piece(
-    program: Program, model, parameters: Any, state: DecodeState, row, ids: Int[Array, " T"], count: Int[Array, ""]
+    program: Program,
+    model,
+    parameters: Any,
+    state: DecodeState,
+    row,
+    ids: Int[Array, " T"],
+    count: Int[Array, ""],
+    mine: Bool[Array, ""] | None,
 ) -> tuple[DecodeState, jax.Array]:
     """``count`` of the tokens ``ids`` into the row's next slots. Returns the state and hidden states [1, T, D]."""
+    if mine is not None:
+        count = jnp.where(mine, count, 0)
     books, _ = row_of(state, row)
     needs, token = program.policy.needs, jnp.arange(ids.shape[0])
     length, position = books.cache.length[0], books.position[0] + token
@@ -155,7 +168,7 @@ def _read_piece(
     )
     books = record(books, (), (length + count)[None], new, program)
     books = dataclasses.replace(books, position=books.position + count)
-    return put_row(state, books, layers, row), hidden
+    return put_row(state, books, layers, row, mine), hidden
 
 
 def _evict_if_full(program: Program, parameters: Any, state: DecodeState, rows, *, more_to_come) -> DecodeState:
