@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jkv.config import ModelConfig
 from jkv.errors import UserError
@@ -68,7 +68,7 @@ def make_mesh(devices: Sequence[Any], sizes: dict[str, int]) -> Mesh:
     return Mesh(np.array(devices).reshape(sizes[DATA], sizes[MODEL]), (DATA, MODEL))
 
 
-def check_mesh(config: ModelConfig, rows: int, mesh: Mesh) -> None:
+def check_mesh(config: ModelConfig, rows: int, mesh: Mesh | AbstractMesh) -> None:
     """Raise UserError when a size of the model or the batch doesn't divide among the devices of its axis."""
     data, model = mesh.shape[DATA], mesh.shape[MODEL]
     parts = (
@@ -94,7 +94,7 @@ def weight_letters(path: str) -> str:
     raise KeyError(path)
 
 
-def weight_shardings(weights: Any, mesh: Mesh) -> Any:
+def weight_shardings(weights: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Where each of a decoder's weights (an nnx.State, of arrays or their shapes) lives."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -107,8 +107,8 @@ def weight_shardings(weights: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: DecodeState, config: ModelConfig, mesh: Mesh) -> DecodeState:
-    """Where a batch in flight (of arrays or their shapes) lives: buffers and query rings by rows and heads, what belongs
-    to one head's slots too, all else by rows."""
+    """Where a batch in flight (of arrays or their shapes) lives: buffers and query rings by rows and heads, and so what
+    belongs to one head's slots; all else by rows."""
     slots = state.cache.positions.shape
     per_head = slots[2] == config.n_kv_heads
     by_slot, by_row = (NamedSharding(mesh, spec(letters)) for letters in ("BLKS" if per_head else "B", "B"))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jkv.axes import Array, Bool, Int, UInt32
 from jkv.cache import KVCache, LayerKV
-from jkv.models.attention import CausalAttention
+from jkv.ops.prefill_attention import prefill_attention
 from jkv.policies.base import NewTokens
 from jkv.shards import own_row, write_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
@@ -35,9 +35,11 @@ def buckets(budget: int, smallest: int = 32) -> tuple[int, ...]:
 class PrefillAttention:
     """Causal attention over the prompt; ``kv`` out is (q, k, v, x)."""
 
+    implementation: str
+
     def __call__(self, q, k, v, kv, x):
-        out, _ = CausalAttention()(q, k, v, kv, x)
-        return out, (q, k, v, x)
+        del kv
+        return prefill_attention(q, k, v, implementation=self.implementation), (q, k, v, x)
 
 
 def prefill(
@@ -59,7 +61,7 @@ def prefill(
     row, mine = own_row(row, state.active.shape[0])
     padded = tokens.shape[0]
     positions = jnp.arange(padded)[None]
-    hidden, per_layer = model(tokens[None], positions, PrefillAttention())
+    hidden, per_layer = model(tokens[None], positions, PrefillAttention(program.implementation))
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
     logits = model.logits(last)[:, 0]
 

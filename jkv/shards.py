@@ -30,7 +30,7 @@ def anywhere(*flags: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def own_row(row: jax.Array, rows: int) -> tuple[jax.Array, jax.Array | None]:
-    """A row of the batch as a row of this shard's ``rows``, and whether it is this shard's; None when all rows are here.
+    """A row of the batch as one of this shard's ``rows``, and whether it is this shard's; None when all rows are here.
 
     Other shards get one of their own rows: what they would write there, ``write_row`` drops.
     """

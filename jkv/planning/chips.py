@@ -70,7 +70,7 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def topology_devices(text: str) -> tuple[Chip, list[Any]]:
-    """The chip, and the devices of a topology to build a mesh from. Raises UserError for one that libtpu doesn't know."""
+    """The chip, and a topology's devices, to build a mesh from. Raises UserError for one that libtpu doesn't know."""
     from jax.experimental import topologies
 
     chip, sizes = parse_topology(text)

@@ -1,6 +1,7 @@
-"""The real prefill and decode programs of a run, compiled for a mesh of devices that may not be here, with no weights."""
+"""The real prefill and decode programs of a run, compiled for a mesh of devices that may not be here, from shapes."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,7 @@ STEPS = 64  # decode steps a host call, as in `Engine`
 def abstract_parameters(
     policy: Policy, config: ModelConfig, dtype: Any, widths: tuple[int, int] | None
 ) -> tuple[Policy, Any]:
-    """The policy ready for a model, and the shapes of its parameters. ``widths``: of dynts's predictor, else 2D and D/2."""
+    """The policy ready for a model, and its parameters' shapes. ``widths``: of dynts's predictor, else 2D and D/2."""
     if isinstance(policy, DynTS):
         wide, narrow = widths or (None, None)
         predictor = jax.eval_shape(lambda: random_predictor(config.d_model, dtype=dtype, wide=wide, narrow=narrow))
@@ -85,7 +86,7 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled program: its text, bytes a device by ``memory_analysis``, the seconds it took, the weights' layouts."""
+    """A compiled program: its text, bytes a device by ``memory_analysis``, seconds it took, the weights' layouts."""
 
     text: str
     arguments: int
@@ -102,7 +103,13 @@ class Compiled:
 
 
 class OutOfMemory(Exception):
-    """The compiler refuses a program that is larger than the device."""
+    """The compiler refuses a program that is larger than the device. ``required``: bytes a device it would take, to the
+    compiler's two decimals, if it says so."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        found = re.search(r"total memory required.*?\(([0-9.]+)G\)", message)
+        self.required = int(float(found[1]) * 2**30) if found else None
 
 
 def compile_decode(target: Target, rows: int) -> Compiled:

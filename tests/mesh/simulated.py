@@ -1,7 +1,7 @@
 """Decodes one batch on one device and on meshes of simulated CPU devices, and says where they differ.
 
-Run as ``python -m tests.mesh.simulated CASE MESH...`` with XLA_FLAGS=--xla_force_host_platform_device_count=8: the number
-of devices can't be changed once jax is there.
+Run as ``python -m tests.mesh.simulated CASE+CASE... MESH...`` with XLA_FLAGS=--xla_force_host_platform_device_count=8:
+the number of devices can't be changed once jax is there.
 """
 
 import json
@@ -16,7 +16,7 @@ from flax import nnx
 from jkv.benchmark.policies import random_parameters
 from jkv.chunked_prefill import chunked_prefill
 from jkv.config import ModelConfig
-from jkv.mesh import check_mesh, everywhere, jit_over_rows, make_mesh, parse_mesh, state_shardings, weight_shardings
+from jkv.mesh import check_mesh, everywhere, lower_over_rows, make_mesh, parse_mesh, state_shardings, weight_shardings
 from jkv.models import Decoder
 from jkv.policies import Retention, get_policy
 from jkv.prefill import prefill
@@ -53,7 +53,7 @@ def model_of(config: ModelConfig) -> Decoder:
 
 
 def run(case: str, mesh_words: str | None) -> dict[str, Any]:
-    """Tokens, kept positions and evictions of every row. A long prompt is read too: chunked where the policy wants it."""
+    """Tokens, kept positions and evictions of every row, on one device or on a mesh."""
     config, name, retain, granularity = CASES[case]
     model = model_of(config)
     policy, parameters = random_parameters(get_policy(name)(), config)
@@ -77,11 +77,14 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
     check_mesh(config, B, mesh)
     weights = jax.device_put(weights, weight_shardings(weights, mesh))
     parameters = jax.device_put(parameters, everywhere(parameters, mesh))
-    fill = jit_over_rows(fill, mesh, config, state, "--" if chunked else "-")
-    draw = jit_over_rows(draw, mesh, config, state, "B")
     state = jax.device_put(state, state_shardings(state, config, mesh))
-    with jax.set_mesh(mesh):
-        return _decode(fill, draw, weights, state, parameters, chunked)
+    number, flag = np.int32(0), np.bool_(False)
+    ids, key = np.zeros(BUCKET, np.int32), np.zeros(2, np.uint32)
+    prompt = (number, ids, number, number, number, key, flag) if chunked else (number, ids, number, number, key)
+    everything = (weights, state, parameters)
+    fill = lower_over_rows(fill, mesh, config, (*everything, *prompt), "--" if chunked else "-").compile()
+    draw = lower_over_rows(draw, mesh, config, (*everything, flag, flag), "B").compile()
+    return _decode(fill, draw, weights, state, parameters, chunked)
 
 
 def _decode(fill, draw, weights, state: DecodeState, parameters, chunked: bool) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def _decode(fill, draw, weights, state: DecodeState, parameters, chunked: bool) 
 
 
 def main(cases: list[str], meshes: list[str]) -> None:
-    """Print, as one JSON object, what each mesh gave otherwise than one device did; and how many evictions there were."""
+    """Print, as one JSON object, what each mesh gave otherwise than one device did, and how much was decoded."""
     report = {}
     for case in cases:
         alone = run(case, None)
