@@ -11,8 +11,7 @@ from jkv.axes import Array, Bool, Int
 from jkv.cache import KVCache, LayerKV
 from jkv.eviction import evict, full_rows, slot_to_overwrite
 from jkv.models.decoder import Decoder
-from jkv.ops.decode_attention import attention_weights, decode_attention
-from jkv.ops.insert import insert
+from jkv.ops.decode_attention import decode_attention
 from jkv.ops.rows import pad_rows
 from jkv.policies.base import Needs, NewTokens
 from jkv.shards import anywhere
@@ -37,14 +36,15 @@ class SlotAttention:
         layer, slot = kv
         rows, padded = self.length.shape[0], q.shape[0]
         q, k, v = (x[:rows, 0] for x in (q, k, v))
-        k_slots, v_slots = insert(layer.k, layer.v, k, v, slot, implementation=self.implementation)
-        out = decode_attention(q, k_slots, v_slots, self.length, implementation=self.implementation)
-        queries, attention = layer.queries, None
+        wanted, how = self.needs.attention, self.implementation
+        out, k_slots, v_slots, attention = decode_attention(
+            q, k, v, layer.k, layer.v, slot, self.length, weights=wanted, implementation=how
+        )
+        attention = None if attention is None else attention[:, :, None, :]
+        queries = layer.queries
         if queries is not None:
             put = lambda ring, at, query: jax.lax.dynamic_update_slice_in_dim(ring, query[None], at, axis=0)
             queries = jax.vmap(put)(queries, self.position % queries.shape[1], q)
-        if self.needs.attention:
-            attention = attention_weights(q, k_slots, self.length, implementation=self.implementation)[:, :, None, :]
         inputs = x[:rows] if self.needs.inputs else None
         out = jnp.pad(out, ((0, padded - rows), (0, 0), (0, 0)))
         return out[:, None], (LayerKV(k_slots, v_slots, queries), attention, inputs)
@@ -64,7 +64,7 @@ def step(program: Program, model: Decoder, parameters: Any, state: DecodeState) 
     else:
         slot = jnp.broadcast_to(state.cache.length[:, None, None], state.cache.positions.shape[:3])
     cache = state.cache
-    slot = jnp.minimum(slot, cache.budget - 1)  # idle rows may be full; what they write is never read
+    slot = jnp.where(active[:, None, None], slot, cache.budget)  # no such slot: idle rows write nothing
     length = jnp.where(active, jnp.minimum(cache.length + 1, cache.budget), cache.length)
 
     attend = SlotAttention(state.position, length, needs, program.implementation)

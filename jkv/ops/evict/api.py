@@ -3,9 +3,13 @@
 from jaxtyping import Array, Bool, Float, Int32
 
 from jkv.ops import dispatch
-from jkv.ops.evict import reference, xla
+from jkv.ops.evict import pallas_tpu, reference, xla
 
-_TABLE = {"xla": xla.compact, "reference": reference.compact, "pallas": dispatch.pallas("compact")}
+_TABLE = {
+    "xla": xla.compact,
+    "reference": reference.compact,
+    "pallas": dispatch.pallas("compact", tpu=pallas_tpu.compact),
+}
 
 
 def compact(
@@ -16,10 +20,10 @@ def compact(
     *,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Where `rows[b]`, slot j < R of row b becomes what slot `source[..., j]` held; later slots keep what they hold.
+    """Where `rows[b]`, slot j < R of row b becomes what slot `source[..., j]` held, bit for bit; later slots are dead.
 
-    Rows that do not evict are neither read nor written. In place when the buffers are donated or loop-carried: the
-    largest temporary is one row's R kept slots.
+    Rows that do not evict are neither read nor written (if none does, the TPU kernel writes one block back as it was).
+    In place when the buffers are donated or loop-carried: the largest temporary is one row's R kept slots.
 
     Args:
       k, v: the buffers, [B, K, S, H].

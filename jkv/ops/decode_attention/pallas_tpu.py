@@ -1,0 +1,224 @@
+"""decode_attention on TPU: one pass over the occupied blocks of the buffer, the new token put in on the way.
+
+Grid (row, KV heads, block of slots). Blocks past a row's length are neither fetched nor computed: their steps name the
+next row's first block, which is then on its way early. The new token is the softmax's first term, so that no block has
+to be changed before it is used; of the buffer only the tile around its slot is written back, in place.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int32
+
+from jkv.ops.tpu import in_hbm, kernel_buffer
+from jkv.sharding import per_shard
+
+BLOCK_BYTES = 256 * 1024  # of keys fetched at a time: well above a grid step's fixed cost, well below a row
+MAX_BLOCK = 1024  # slots: a row reads half a block too much on average
+_LANES = 128
+_LOWEST = -1e30
+
+
+def decode_attention(
+    q: Float[Array, "B N H"],
+    k_new: Float[Array, "B K H"],
+    v_new: Float[Array, "B K H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    slot: Int32[Array, "B"] | Int32[Array, "B K"],
+    length: Int32[Array, "B"],
+    *,
+    scale: float,
+    weights: bool,
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    if k.dtype not in (jnp.bfloat16, jnp.float32):
+        raise NotImplementedError(f"the TPU kernel reads bfloat16 and float32, not {k.dtype}")
+    run = functools.partial(_on_one_device, scale=scale, weights=weights, interpret=interpret)
+    slots = "BK" if slot.ndim == 2 else "B"
+    out = "BNH", "BKSH", "BKSH", *(("BNS",) if weights else ())
+    found = per_shard(run, ("BNH", "BKH", "BKH", "BKSH", "BKSH", slots, "B"), out)(q, k_new, v_new, k, v, slot, length)
+    return found if weights else (*found, None)
+
+
+def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights: bool, interpret: Any):
+    batch, heads, dim = q.shape
+    kv_heads, slots = k.shape[1:3]
+    group = heads // kv_heads
+    tile = min(32 // k.dtype.itemsize, slots)  # slots of one memory tile: the least that can be written
+    together = kv_heads if slot.ndim == 1 else 1  # KV heads of one grid step: they must write the same slot
+    block = block_slots(slots, together * dim * k.dtype.itemsize, tile)
+    blocks = pl.cdiv(slots, block)
+    slot = slot if slot.ndim == 2 else slot[:, None]
+    length = jnp.clip(length, 0, slots)
+    # A slot outside the occupied ones writes nothing; its row rewrites its first tile as it was.
+    slot = jnp.where((slot >= 0) & (slot < length[:, None]), slot, -1)
+
+    def live(b, i, length):
+        """The block to fetch at step i of row b."""
+        there = jnp.maximum(pl.cdiv(length[b], block), 1)
+        following = jnp.minimum(b + 1, batch - 1)
+        return jnp.where(i < there, b, following), jnp.where(
+            i < there, i, jnp.where(b + 1 < batch, 0, jnp.maximum(pl.cdiv(length[batch - 1], block), 1) - 1)
+        )
+
+    def of_block(b, h, i, length, slot):
+        del slot
+        row, at = live(b, i, length)
+        return row, h, at, 0
+
+    one = lambda b, h, i, length, slot: (b, h, 0, 0)
+    written = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b, h], 0) // tile, 0)
+    kv_block = pl.BlockSpec((1, together, block, dim), of_block)
+    kv_tile = pl.BlockSpec((1, together, tile, dim), written)
+    queries = pl.BlockSpec((1, together, group, dim), one)
+    new = pl.BlockSpec((1, together, 1, dim), one)
+    out_specs = [queries, kv_tile, kv_tile]
+    if weights:
+        last = lambda b, h, i, length, slot: (b, h, 0, jnp.minimum(i, jnp.maximum(pl.cdiv(length[b], block), 1) - 1))
+        out_specs.append(pl.BlockSpec((1, together, group, block), last))
+    k, v = (kernel_buffer(x, blocks * block, interpret=interpret) for x in (k, v))
+    out_shape = [
+        jax.ShapeDtypeStruct((batch, kv_heads, group, dim), q.dtype),
+        in_hbm(k),
+        in_hbm(v),
+        *([jax.ShapeDtypeStruct((batch, kv_heads, group, slots), jnp.float32)] if weights else []),
+    ]
+    moved = 2 * batch * kv_heads * slots * dim * k.dtype.itemsize
+    found = pl.pallas_call(
+        functools.partial(_kernel, scale=scale, block=block, tile=tile),
+        out_shape=out_shape,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, kv_heads // together, blocks),
+            in_specs=[queries, new, new, kv_block, kv_block],
+            out_specs=out_specs,
+            scratch_shapes=[
+                pltpu.VMEM((together, group, 1), jnp.float32),
+                pltpu.VMEM((together, group, 1), jnp.float32),
+                pltpu.VMEM((together, group, dim), jnp.float32),
+            ],
+        ),
+        input_output_aliases={5: 1, 6: 2},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * batch * heads * slots * dim, bytes_accessed=moved, transcendentals=batch * heads * slots
+        ),
+        name="decode_attention_tpu",
+        interpret=interpret,
+    )(
+        length,
+        slot,
+        q.reshape(batch, kv_heads, group, dim),
+        k_new[:, :, None].astype(k.dtype),
+        v_new[:, :, None].astype(v.dtype),
+        k,
+        v,
+    )
+    out, k, v, *logits = found
+    out, k, v = out.reshape(q.shape), k[:, :, :slots], v[:, :, :slots]
+    return (out, k, v, _softmax(logits[0], length).reshape(batch, heads, slots)) if weights else (out, k, v)
+
+
+def block_slots(slots: int, slot_bytes: int, tile: int) -> int:
+    """Slots fetched at a time: a multiple of the tile, and of the lanes where there is more than one block."""
+    most = min(MAX_BLOCK, max(_LANES, BLOCK_BYTES // slot_bytes // _LANES * _LANES))
+    return min(most, pl.cdiv(slots, tile) * tile)
+
+
+def _softmax(logits: Float[Array, "B K G S"], length: Int32[Array, "B"]) -> Float[Array, "B K G S"]:
+    """Weights of the occupied slots; what the kernel left in the others is not looked at."""
+    live = (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] < length[:, None])[:, None, None, :]
+    top = jnp.max(jnp.where(live, logits, jnp.float32(_LOWEST)), axis=-1, keepdims=True)
+    weight = jnp.where(live, jnp.exp(logits - top), jnp.float32(0))
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    return weight / jnp.where(total > 0, total, jnp.float32(1))
+
+
+def _kernel(
+    # prefetched scalars
+    length_ref,  # [B]
+    slot_ref,  # [B, heads of the grid]: -1 writes nothing
+    # inputs
+    q_ref,  # [1, k, G, H]
+    k_new_ref,  # [1, k, 1, H]
+    v_new_ref,  # [1, k, 1, H]
+    k_ref,  # [1, k, block, H]
+    v_ref,  # [1, k, block, H]
+    # outputs
+    out_ref,  # [1, k, G, H]
+    k_tile_ref,  # [1, k, tile, H]
+    v_tile_ref,  # [1, k, tile, H]
+    *rest,  # logits [1, k, G, block] if asked for; scratch: top [k, G, 1], total [k, G, 1], weighted [k, G, H]
+    scale: float,
+    block: int,
+    tile: int,
+):
+    *logits_ref, top_ref, total_ref, weighted_ref = rest
+    b, h, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    length, slot, start = length_ref[b], slot_ref[b, h], i * block
+    writes = slot >= 0
+    precision = lax.Precision.HIGHEST if k_ref.dtype == jnp.float32 else None
+    dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
+    scores_with = lambda keys: dot(q_ref[0], keys, (((2,), (2,)), ((0,), (0,)))) * scale  # [k, G, keys]
+
+    def new_scores():
+        """[k, G, 1]: the query's scores with the new key."""
+        wide = q_ref[0].astype(jnp.float32) * k_new_ref[0].astype(jnp.float32)
+        return jnp.sum(wide, axis=2, keepdims=True) * scale
+
+    @pl.when(i == 0)
+    def _():
+        top_ref[...] = jnp.where(writes, new_scores(), _LOWEST)
+        total_ref[...] = jnp.full(total_ref.shape, jnp.where(writes, 1.0, 0.0), jnp.float32)
+        value = jnp.where(writes, v_new_ref[0].astype(jnp.float32), 0.0)
+        weighted_ref[...] = jnp.broadcast_to(value, weighted_ref.shape)
+
+    def attend(*, some_dead: bool):
+        scores = scores_with(k_ref[0])
+        values = v_ref[0]
+        if some_dead:
+            lane = start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
+            live = (lane < length) & (lane != slot)
+            if logits_ref:
+                logits_ref[0][0] = jnp.where(lane == slot, new_scores(), scores)
+            scores = jnp.where(live, scores, _LOWEST)
+            row = start + lax.broadcasted_iota(jnp.int32, values.shape, 1)
+            values = jnp.where((row < length) & (row != slot), values, jnp.zeros_like(values))
+        elif logits_ref:
+            logits_ref[0][0] = scores
+        top = top_ref[...]
+        higher = jnp.maximum(top, jnp.max(scores, axis=2, keepdims=True))
+        weight = jnp.exp(scores - higher)
+        if some_dead:
+            weight = jnp.where(live, weight, 0.0)
+        shrink = jnp.exp(top - higher)
+        top_ref[...] = higher
+        total_ref[...] = total_ref[...] * shrink + jnp.sum(weight, axis=2, keepdims=True)
+        mixed = dot(weight.astype(values.dtype), values, (((2,), (1,)), ((0,), (0,))))
+        weighted_ref[...] = weighted_ref[...] * shrink + mixed
+
+    here = (slot >= start) & (slot < start + block)
+    whole = (start + block <= length) & ~here
+    pl.when(whole)(functools.partial(attend, some_dead=False))
+    pl.when((start < length) & ~whole)(functools.partial(attend, some_dead=True))
+
+    @pl.when(here | (~writes & (i == 0)))
+    def _():
+        inside = jnp.maximum(slot, 0) - start
+        first = pl.multiple_of(inside // tile * tile, tile) if tile < block else 0
+        row = first + lax.broadcasted_iota(jnp.int32, (k_tile_ref.shape[1], tile, k_tile_ref.shape[3]), 1)
+        fresh = writes & (row == inside)
+        for tile_ref, block_ref, new_ref in ((k_tile_ref, k_ref, k_new_ref), (v_tile_ref, v_ref, v_new_ref)):
+            old = block_ref[0, :, pl.ds(first, tile), :]
+            tile_ref[0] = jnp.where(fresh, jnp.broadcast_to(new_ref[0], old.shape), old)
+
+    @pl.when(i == pl.num_programs(2) - 1)
+    def _():
+        total = total_ref[...]
+        out_ref[0] = (weighted_ref[...] / jnp.where(total > 0, total, 1.0)).astype(out_ref.dtype)

@@ -1,0 +1,153 @@
+"""compact on TPU: the evicting rows stream through VMEM once, block by block, and leave as full tiles at the front.
+
+Which slot goes where is a matrix of zeros and ones, so the matrix unit moves the rows of a block; it moves their bytes,
+each a small whole number, so that every bit arrives and a NaN spoils nothing beside it. In place: a tile is written when
+it is full, that is from slots before those still to be read. Rows that do not evict are no part of the grid.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int32
+
+from jkv.ops.tpu import in_hbm, kernel_buffer
+from jkv.sharding import per_shard
+
+TILE = 128  # slots read and written at a time
+
+
+def compact(
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    source: Int32[Array, "B R"] | Int32[Array, "B K R"],
+    rows: Bool[Array, "B"],
+    *,
+    interpret: Any = False,
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    if k.dtype not in (jnp.bfloat16, jnp.float32):
+        raise NotImplementedError(f"the TPU kernel moves bfloat16 and float32, not {k.dtype}")
+    run = functools.partial(_on_one_device, interpret=interpret)
+    kept = "BR" if source.ndim == 2 else "BKR"
+    return per_shard(run, ("BKSH", "BKSH", kept, "B"), ("BKSH", "BKSH"))(k, v, source, rows)
+
+
+def _on_one_device(k, v, source, rows, *, interpret: Any):
+    batch, heads, slots, dim = k.shape
+    retain = source.shape[-1]
+    together = heads if source.ndim == 2 else 1  # KV heads of one grid step: they keep the same slots
+    source = source if source.ndim == 3 else source[:, None]
+    evicting = jnp.argsort(~rows, stable=True).astype(jnp.int32)  # row numbers, those that evict first
+    # The grid has at least one row; if none evicts, that one's first block is written back as it was.
+    some = jnp.sum(rows, dtype=jnp.int32)[None]
+
+    block = min(TILE, slots)
+    blocks, tiles = pl.cdiv(slots, block), pl.cdiv(retain, block)
+    edges = jnp.arange(blocks + 1, dtype=jnp.int32) * block
+    # before[b, h, c]: how many kept slots lie before block c
+    before = jnp.sum((source[:, :, None, :] < edges[None, None, :, None]).astype(jnp.int32), axis=-1)
+    padding = ((0, 0), (0, 0), (0, (tiles + 1) * block - retain))
+    source = jnp.pad(source, padding, constant_values=-1).reshape(batch, source.shape[1], tiles + 1, block)
+
+    def of_block(i, h, c, some, evicting, before):
+        del some, before
+        return evicting[i], h, jnp.minimum(c, blocks - 1), 0
+
+    def of_tile(i, h, c, some, evicting, before):
+        row = evicting[i]
+        return row, h, jnp.where(some[0] > 0, jnp.minimum(before[row, h, c] // block, tiles - 1), 0), 0
+
+    whole = lambda i, h, c, some, evicting, before: (evicting[i], h, 0, 0)
+    kv_block = pl.BlockSpec((1, together, block, dim), of_block)
+    kv_tile = pl.BlockSpec((1, together, block, dim), of_tile)
+    k, v = (kernel_buffer(x, blocks * block, interpret=interpret) for x in (k, v))
+    k, v = pl.pallas_call(
+        functools.partial(_kernel, block=block, blocks=blocks, tiles=tiles, slots=slots),
+        out_shape=[in_hbm(k), in_hbm(v)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(jnp.maximum(some[0], 1), heads // together, blocks + 1),
+            in_specs=[pl.BlockSpec((1, 1, tiles + 1, block), whole), kv_block, kv_block],
+            out_specs=[kv_tile, kv_tile],
+            scratch_shapes=[pltpu.VMEM((2, together, 2 * block, dim), jnp.int32)],
+        ),
+        input_output_aliases={4: 0, 5: 1},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary", "arbitrary")),
+        name="compact_tpu",
+        interpret=interpret,
+    )(some, evicting, before, source, k, v)
+    return k[:, :, :slots], v[:, :, :slots]
+
+
+def _kernel(
+    # prefetched scalars
+    some_ref,  # [1]: rows that evict
+    evicting_ref,  # [B]
+    before_ref,  # [B, heads of the grid, blocks + 1]
+    # inputs
+    source_ref,  # [1, 1, tiles + 1, block]: -1 behind the last kept slot
+    k_ref,  # [1, k, block, H]
+    v_ref,  # [1, k, block, H]
+    # outputs
+    k_tile_ref,  # [1, k, block, H]
+    v_tile_ref,  # [1, k, block, H]
+    # scratch
+    bits_ref,  # [2 (k and v), k, 2 blocks, H]: the tile being filled, and the next
+    *,
+    block: int,
+    blocks: int,
+    tiles: int,
+    slots: int,
+):
+    i, h, c = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    row = evicting_ref[i]
+    tile = before_ref[row, h, c] // block
+
+    @pl.when(c == 0)
+    def _():
+        bits_ref[...] = jnp.zeros_like(bits_ref)
+
+    def gather(block_ref):
+        """The block's kept slots at their places in the two tiles, as bits: [k, 2 blocks, H]."""
+        # goes[s, r]: slot s of this block is what place r of the two tiles is to hold
+        at = [source_ref[0, 0, pl.ds(jnp.minimum(tile + n, tiles), 1), :] for n in (0, 1)]
+        wanted = jnp.concatenate([jnp.broadcast_to(x, (block, block)) for x in at], axis=1)
+        slot = c * block + lax.broadcasted_iota(jnp.int32, wanted.shape, 0)
+        goes = jnp.where(wanted == slot, jnp.float32(1), jnp.float32(0)).astype(jnp.bfloat16)
+        total = jnp.zeros(bits_ref.shape[1:], jnp.int32)
+        wide = block_ref[0].astype(jnp.float32)
+        inside = c * block + lax.broadcasted_iota(jnp.int32, wide.shape, 1) < slots
+        bits = lax.bitcast_convert_type(jnp.where(inside, wide, 0.0), jnp.int32)
+        for shift in (0, 8, 16, 24) if block_ref.dtype == jnp.float32 else (16, 24):
+            byte = (lax.shift_right_logical(bits, jnp.int32(shift)) & 0xFF).astype(jnp.float32).astype(jnp.bfloat16)
+            moved = [lax.dot_general(goes, x, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+                     for x in byte]  # fmt: skip
+            total |= lax.shift_left(jnp.stack(moved).astype(jnp.int32), jnp.int32(shift))
+        return total
+
+    @pl.when(c < blocks)
+    def _():
+        bits_ref[0] |= gather(k_ref)
+        bits_ref[1] |= gather(v_ref)
+
+    for n, (tile_ref, block_ref) in enumerate(((k_tile_ref, k_ref), (v_tile_ref, v_ref))):
+
+        @pl.when(some_ref[0] > 0)
+        def _(n=n, tile_ref=tile_ref):
+            tile_ref[0] = lax.bitcast_convert_type(bits_ref[n, :, :block], jnp.float32).astype(tile_ref.dtype)
+
+        @pl.when((some_ref[0] == 0) & (c == 0))
+        def _(block_ref=block_ref, tile_ref=tile_ref):
+            tile_ref[...] = block_ref[...]
+
+    # Full, unless it is the last one, which is written again as it is by the steps that follow.
+    full = before_ref[row, h, jnp.minimum(c + 1, blocks)] // block > tile
+
+    @pl.when(full & (tile + 1 < tiles))
+    def _():
+        bits_ref[:, :, :block] = bits_ref[:, :, block:]
+        bits_ref[:, :, block:] = jnp.zeros_like(bits_ref[:, :, block:])
