@@ -118,6 +118,18 @@ def state_shardings(state: DecodeState, config: ModelConfig, mesh: Mesh) -> Deco
     return dataclasses.replace(books, cache=dataclasses.replace(books.cache, layers=layers))
 
 
+def state_formats(state: DecodeState, config: ModelConfig, mesh: Mesh) -> DecodeState:
+    """``state_shardings``, with the buffers' layout: slots of a head one after the other, as kernels read them.
+
+    By default the TPU's lays out a buffer by rows instead where S is no multiple of 8 and B is, and every call would
+    begin and end with a copy of the buffer.
+    """
+    rowwise = lambda place: Format(Layout((0, 1, 2, 3)), place)
+    places = state_shardings(state, config, mesh)
+    layers = tuple(dataclasses.replace(x, k=rowwise(x.k), v=rowwise(x.v)) for x in places.cache.layers)
+    return dataclasses.replace(places, cache=dataclasses.replace(places.cache, layers=layers))
+
+
 def everywhere(tree: Any, mesh: Mesh) -> Any:
     """Every leaf on every device: a policy's parameters, flags, a prompt."""
     return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
@@ -155,14 +167,18 @@ def lower_over_rows(
 ) -> jax.stages.Lowered:
     """``over_rows`` of ``function``, jitted and lowered; the state is donated and stays where it is.
 
-    arguments: weights, state and the rest: arrays or their shapes, each where it lives.  formats: the weights' layouts;
-    ``auto_formats`` leaves them to the compiler, None takes them as they come.
+    arguments: weights, state (in ``state_formats``) and the rest: arrays or their shapes, each where it lives.
+    formats: the weights' layouts; ``auto_formats`` leaves them to the compiler, None takes them as they come.
     """
     weights, state, *rest = arguments
-    kept = state_shardings(state, config, mesh)
+    kept = state_formats(state, config, mesh)
     others = (NamedSharding(mesh, PartitionSpec(DATA) if kind == "B" else PartitionSpec()) for kind in outputs)
-    places = {} if formats is None else {"in_shardings": (formats, None, *(None for _ in rest))}
-    run = jax.jit(over_rows(function, mesh, outputs), donate_argnums=1, out_shardings=(kept, *others), **places)
+    run = jax.jit(
+        over_rows(function, mesh, outputs),
+        donate_argnums=1,
+        in_shardings=(formats, kept, *(None for _ in rest)),
+        out_shardings=(kept, *others),
+    )
     with jax.set_mesh(mesh):
         return run.lower(weights, state, *rest)
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jkv.benchmark.policies import random_parameters
 from jkv.chunked_prefill import chunked_prefill
 from jkv.config import ModelConfig
-from jkv.mesh import check_mesh, everywhere, lower_over_rows, make_mesh, parse_mesh, state_shardings, weight_shardings
+from jkv.mesh import check_mesh, everywhere, lower_over_rows, make_mesh, parse_mesh, state_formats, weight_shardings
 from jkv.models import Decoder
 from jkv.policies import Retention, get_policy
 from jkv.prefill import prefill
@@ -77,7 +77,7 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
     check_mesh(config, B, mesh)
     weights = jax.device_put(weights, weight_shardings(weights, mesh))
     parameters = jax.device_put(parameters, everywhere(parameters, mesh))
-    state = jax.device_put(state, state_shardings(state, config, mesh))
+    state = jax.device_put(state, state_formats(state, config, mesh))
     number, flag = np.int32(0), np.bool_(False)
     ids, key = np.zeros(BUCKET, np.int32), np.zeros(2, np.uint32)
     prompt = (number, ids, number, number, number, key, flag) if chunked else (number, ids, number, number, key)

@@ -21,10 +21,11 @@ def prefill_attention(
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"splash attention is not set up for {q.dtype}")
 
-    def on_one_device(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return _splash(q, k, v, interpret=interpret)
+    def on_one_device(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array]:
+        return (_splash(q, k, v, interpret=interpret),)
 
-    return per_shard(on_one_device, ("BTNH", "BTKH", "BTKH"), ("BTNH",))(q, k, v)
+    (out,) = per_shard(on_one_device, ("BTNH", "BTKH", "BTKH"), ("BTNH",))(q, k, v)
+    return out
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool) -> jax.Array:
