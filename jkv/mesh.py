@@ -5,7 +5,6 @@ shard of them by itself (`jax.shard_map`); only loop conditions are agreed on (`
 feed-forward and vocabulary: plain tensor parallelism, left to XLA's partitioner, but for kernels (`per_shard`).
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,12 +109,20 @@ def state_shardings(state: DecodeState, config: ModelConfig, mesh: Mesh) -> Deco
     """Where a batch in flight (of arrays or their shapes) lives: buffers and query rings by rows and heads, and so what
     belongs to one head's slots; all else by rows."""
     slots = state.cache.positions.shape
-    per_head = slots[2] == config.n_kv_heads
-    by_slot, by_row = (NamedSharding(mesh, spec(letters)) for letters in ("BLKS" if per_head else "B", "B"))
-    books = jax.tree.map(lambda leaf: by_slot if leaf.shape == slots else by_row, state)
-    kv, ring = (NamedSharding(mesh, spec(letters)) for letters in ("BKSH", "BTNH"))
-    layers = tuple(type(x)(kv, kv, None if x.queries is None else ring) for x in state.cache.layers)
-    return dataclasses.replace(books, cache=dataclasses.replace(books.cache, layers=layers))
+    books = "BLKS" if slots[2] == config.n_kv_heads else "B"
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if (part := _buffer(path)) is not None:
+            return NamedSharding(mesh, spec("BTNH" if part == "queries" else "BKSH"))
+        return NamedSharding(mesh, spec(books if leaf.shape == slots else "B"))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _buffer(path: tuple[Any, ...]) -> str | None:
+    """'k', 'v' or 'queries' for a leaf of a layer's buffer."""
+    names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+    return names[-1] if names[:2] == ["cache", "layers"] else None
 
 
 def state_formats(state: DecodeState, config: ModelConfig, mesh: Mesh) -> DecodeState:
@@ -124,10 +131,9 @@ def state_formats(state: DecodeState, config: ModelConfig, mesh: Mesh) -> Decode
     By default the TPU's lays out a buffer by rows instead where S is no multiple of 8 and B is, and every call would
     begin and end with a copy of the buffer.
     """
-    rowwise = lambda place: Format(Layout((0, 1, 2, 3)), place)
     places = state_shardings(state, config, mesh)
-    layers = tuple(dataclasses.replace(x, k=rowwise(x.k), v=rowwise(x.v)) for x in places.cache.layers)
-    return dataclasses.replace(places, cache=dataclasses.replace(places.cache, layers=layers))
+    slot_by_slot = lambda path, place: Format(Layout((0, 1, 2, 3)), place) if _buffer(path) in ("k", "v") else place
+    return jax.tree_util.tree_map_with_path(slot_by_slot, places)
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:

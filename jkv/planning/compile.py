@@ -1,6 +1,7 @@
 """The real prefill and decode programs of a run, compiled for a mesh of devices that may not be here, from shapes."""
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Target:
     implementation: str = "auto"
     steps: int = STEPS
 
+    @functools.cached_property
     def program(self) -> tuple[Program, Any]:
         """The program, and the shapes of its weights."""
         graph, weights = nnx.split(nnx.eval_shape(lambda: Decoder(self.config, rngs=nnx.Rngs(0), dtype=self.dtype)))
@@ -70,7 +72,7 @@ class Target:
     def arguments(self, rows: int) -> tuple[Program, Any, DecodeState, Any]:
         """The program, and weights, state and parameters as shapes that say where they live."""
         check_mesh(self.config, rows, self.mesh)
-        program, weights = self.program()
+        program, weights = self.program
         state = jax.eval_shape(lambda: empty_state(program, rows, self.dtype))
         return (
             program,

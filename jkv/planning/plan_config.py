@@ -49,7 +49,7 @@ class PlanConfig:
         """The words that `python -m jkv.decode` has, too, checked as it does."""
         if self.budget is None:
             raise UserError(
-                "how many KV slots has a row?", where="--budget", mend="give one; full: the longest sequence"
+                "is missing", where="--budget", mend="give the KV slots of a row (full: its longest sequence)"
             )
         common = {field.name for field in dataclasses.fields(DecodeConfig)} - {"mesh"}
         words = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in common}

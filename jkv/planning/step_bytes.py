@@ -27,7 +27,7 @@ def mean_occupancy(target: Target) -> float:
     """Slots that a step's query meets, over the steps between two evictions: from retain + 1 to budget."""
     rule = target.rule
     if not target.policy.evicts or rule.one_out:
-        return rule.budget
+        return float(rule.budget)
     return (rule.retain + 1 + rule.budget) / 2
 
 

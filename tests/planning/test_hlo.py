@@ -30,7 +30,7 @@ HloModule jit_run, input_output_alias={ {0}: (1, {}, may-alias), {1}: (2, {}, ma
   %gte.2 = s32[] get-tuple-element(%state), index=1
   %new = bf16[4,2,1,16]{3,2,1,0} fusion(%gte.2), kind=kLoop, calls=%fused_small
   %kept = bf16[4,2,64,16]{3,2,1,0} fusion(%gte.1, %new), kind=kLoop, calls=%fused_in_place
-  %decode_attention_tpu.3 = (bf16[4,8,16]{2,1,0}, bf16[4,2,64,16]{3,2,1,0}) custom-call(%kept), custom_call_target="tpu_custom_call", output_to_operand_aliasing={{1}: (0, {})}
+  %decode_attention_tpu.3 = (bf16[4,8,16]{2,1,0}, bf16[4,2,64,16]{3,2,1,0}) KERNEL
   %sum = f32[4,512]{1,0} all-reduce(%logits), replica_groups={{0,1}}, to_apply=%add
   %gathered = f32[4,20]{1,0} all-gather(%best), dimensions={1}
   %other = bf16[4,2,16]{2,1,0} fusion(%kept), kind=kLoop, calls=%fused_anew
@@ -38,6 +38,8 @@ HloModule jit_run, input_output_alias={ {0}: (1, {}, may-alias), {1}: (2, {}, ma
   ROOT %out = (bf16[4,2,64,16]{3,2,1,0}, s32[]) tuple(%kept, %gte.2)
 }
 """
+KERNEL = 'custom-call(%kept), custom_call_target="tpu_custom_call", output_to_operand_aliasing={{1}: (0, {})}'
+PROGRAM = PROGRAM.replace("KERNEL", KERNEL)
 SHAPE = (4, 2, 64, 16)
 
 

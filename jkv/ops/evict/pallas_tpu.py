@@ -8,7 +8,6 @@ it is full, that is from slots before those still to be read. Rows that do not e
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
