@@ -73,7 +73,8 @@ def decide(
             keep = lambda now, before: jnp.where(jax.lax.expand_dims(rows, range(1, now.ndim)), now, before)
             return keep(chosen, nothing), jax.tree.map(keep, looked, state.policy)
 
-        return jax.lax.cond(*anywhere(jnp.any(rows)), all_rows, lambda: (nothing, state.policy))
+        (some,) = anywhere(jnp.any(rows))
+        return jax.lax.cond(some, all_rows, lambda: (nothing, state.policy))
 
     row = jnp.arange(rows.shape[0], dtype=jnp.int32)
 

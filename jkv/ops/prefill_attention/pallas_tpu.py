@@ -1,6 +1,8 @@
 """prefill_attention by the splash attention kernel that comes with JAX: blocks above the diagonal are skipped, and no
 T x T array exists."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
@@ -45,5 +47,5 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool) -> jax
             interpret=interpret,
         )
         scaled = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)  # exact for H = 64, rounded once for H = 128
-        out = jax.vmap(kernel)(fit(scaled), fit(k), fit(v))
+        out: Any = jax.vmap(kernel)(fit(scaled), fit(k), fit(v))
     return jnp.swapaxes(out[:, :, :tokens], 1, 2).astype(q.dtype)
