@@ -63,30 +63,41 @@ class BlockwiseAttention:
         heads = k.shape[2]
         key_position = jnp.arange(length)
 
-        def one_block(sums, start):
+        def one_block(carry, start):
+            answer, future, mixed = carry
             cut = lambda y: jax.lax.dynamic_slice_in_dim(y, start, self.block, axis=1)
-            queries = cut(q).reshape(rows, self.block, heads, n // heads, h)
-            scores = jnp.einsum("BTKGH,BSKH->BKGTS", queries, k, preferred_element_type=jnp.float32) * h**-0.5
+            queries = jnp.moveaxis(cut(mixed).reshape(rows, self.block, heads, n // heads, h), 2, 0)
             later = (start + jnp.arange(self.block))[:, None] - key_position[None]  # [T, S]: how much later the query
-            weights = jax.nn.softmax(jnp.where((later >= 0)[None, None, None], scores, -jnp.inf), axis=-1)
-            out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
-            answer, future = sums
-            answer += _received(weights, cut(self.answering), later > 0)
-            future += _received(weights, cut(self.completing), later > self.horizon)
-            return (answer, future), out.reshape(rows, self.block, n, h)
 
+            def one_head(sums, at):
+                head, query = at
+                key, value = (jax.lax.dynamic_index_in_dim(x, head, axis=2, keepdims=False) for x in (k, v))
+                scores = jnp.einsum("BTGH,BSH->BGTS", query, key, preferred_element_type=jnp.float32) * h**-0.5
+                weights = jax.nn.softmax(jnp.where((later >= 0)[None, None], scores, -jnp.inf), axis=-1)
+                answer, future = sums
+                answer += _received(weights, cut(self.answering), later > 0) / n
+                future += _received(weights, cut(self.completing), later > self.horizon) / n
+                return (answer, future), jnp.einsum("BGTS,BSH->BTGH", weights.astype(v.dtype), value)
+
+            (answer, future), out = jax.lax.scan(one_head, (answer, future), (jnp.arange(heads), queries))
+            out = jnp.moveaxis(out, 0, 2).reshape(rows, self.block, n, h)
+            return (answer, future, jax.lax.dynamic_update_slice_in_dim(mixed, out, start, axis=1)), None
+
+        # What a loop's body needs is set aside for each layer's loop apart: one KV head at a time keeps it small. A
+        # block's output takes the place of its queries: a buffer of zeros for it depends on nothing, and the TPU
+        # compiler would make those of all layers at once.
         zeros = jnp.zeros((rows, length), jnp.float32)
         starts = jnp.arange(0, length, self.block)
-        (answer, future), out = jax.lax.scan(one_block, (zeros, zeros), starts)
-        out = jnp.swapaxes(out, 0, 1).reshape(rows, length, n, h)
+        (answer, future, out), _ = jax.lax.scan(one_block, (zeros, zeros, q), starts)
         return out, (answer, future, x if self.keep_inputs else None)
 
 
-def _received(weights, counts: Bool[Array, "B T"], pairs: Bool[Array, "T S"]) -> Float[Array, "B S"]:
-    """Attention that keys get from the queries that count, mean over query heads."""
+def _received(
+    weights: Float[Array, "B G T S"], counts: Bool[Array, "B T"], pairs: Bool[Array, "T S"]
+) -> Float[Array, "B S"]:
+    """Attention that keys get from the queries that count, summed over a group's query heads."""
     wanted = counts[:, :, None] & pairs[None]
-    per_key = jnp.sum(jnp.where(wanted[:, None, None], weights, 0.0), axis=3)
-    return jnp.mean(per_key, axis=(1, 2))
+    return jnp.sum(jnp.where(wanted[:, None], weights, 0.0), axis=(1, 2))
 
 
 def label(

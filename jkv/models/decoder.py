@@ -61,7 +61,8 @@ class Decoder(nnx.Module):
         for block, layer_kv in zip(self.layers, kv_in, strict=True):
             x, layer_kv = block(x, cos, sin, attend, layer_kv)
             kv_out.append(layer_kv)
-        return self.final_norm(x), tuple(kv_out)
+        # Else the TPU compiler adds up all layers' contributions again for the final norm, and keeps them until then.
+        return self.final_norm(jax.lax.optimization_barrier(x)), tuple(kv_out)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores over the vocabulary, float32."""

@@ -1,12 +1,24 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jkv.ops.decode_attention import attention_weights, decode_attention
+from jkv.ops import dispatch
+from jkv.ops.decode_attention import decode_attention, pallas_tpu, reference, xla
+from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
 
 KV_HEADS = 2
-xla_op = jax.jit(lambda q, k, v, length: decode_attention(q, k, v, length, implementation="xla"))
+
+
+@jax.jit
+def xla_op(q, k, v, length):
+    return xla.decode_attention(q, k, v, length, scale=q.shape[-1] ** -0.5)
+
+
+def attention_weights(q, k, length):
+    return xla.attention_weights(q, k, length, scale=q.shape[-1] ** -0.5)
 
 
 def _case(batch, group, slots, dim, dtype=jnp.float32, kv_heads=KV_HEADS, dead=np.nan):
@@ -61,16 +73,15 @@ def test_bfloat16(group, slots):
 @pytest.mark.parametrize("slots", [1, 127])
 def test_the_reference_matches_the_definition(slots):
     arrays = _case(2, 2, slots, 32)
-    _assert_close(decode_attention(*arrays, implementation="reference"), _dense(*arrays), 1e-5)
+    _assert_close(reference.decode_attention(*arrays, scale=32**-0.5), _dense(*arrays), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_weights_are_those_of_the_reference(dtype):
     q, k, _, length = _case(3, 4, 127, 32, dtype)
-    got = attention_weights(q, k, length, implementation="xla")
-    _assert_close(
-        got, attention_weights(q, k, length, implementation="reference"), 1e-5 if dtype == jnp.float32 else 1e-2
-    )
+    got = attention_weights(q, k, length)
+    expected = reference.attention_weights(q, k, length, scale=32**-0.5)
+    _assert_close(got, expected, 1e-5 if dtype == jnp.float32 else 1e-2)
     np.testing.assert_allclose(got.sum(2)[jnp.asarray([0, 2])], 1, rtol=1e-6)
     np.testing.assert_array_equal(got[1], 0)
 
@@ -104,13 +115,112 @@ def test_the_buffer_is_not_copied():
     assert compiled.memory_analysis().temp_size_in_bytes < k.nbytes // 2
 
 
+# The whole operation, every implementation against the reference.
+
+IMPLEMENTATIONS = {
+    "xla": functools.partial(decode_attention, implementation="xla"),
+    "pallas_tpu": functools.partial(pallas_tpu.decode_attention, interpret=INTERPRET),
+}
+SHAPES = [  # slots, group, dim, dtype
+    (slots, group, dim, dtype)
+    for dtype in (jnp.float32, jnp.bfloat16)
+    for dim in (64, 128)
+    for group in (1, 4, 5, 7)
+    for slots in (1, 127, 128, 2500, 5000)
+]
+QUICK = {0, 7, 13, 19, 21, 28, 34, 42, 48, 55, 61, 69, 76}  # each size, group, dim and dtype at least twice
+
+
+def _step(slots, group, dim, dtype, *, per_head, seed=0):
+    """Four rows: full; one slot; nothing to write, in a row of any length; the first slot of an empty row."""
+    rng = np.random.default_rng(seed)
+    rows = 4
+    q = rng.standard_normal((rows, KV_HEADS * group, dim))
+    k_new, v_new = rng.standard_normal((2, rows, KV_HEADS, dim))
+    k, v = rng.standard_normal((2, rows, KV_HEADS, slots, dim))
+    length = np.array([slots, 1, rng.integers(1, slots + 1), 0])
+    dead = np.broadcast_to((np.arange(slots) >= length[:, None])[:, None, :, None], k.shape)
+    k[dead] = v[dead] = np.nan
+    slot = rng.integers(0, np.maximum(length, 1)[:, None], (rows, KV_HEADS))
+    slot[2] = -1
+    if not per_head:
+        slot = slot[:, 0]
+    # What the slot held before must not matter.
+    for b, h in np.ndindex(rows, KV_HEADS):
+        at = slot[b, h] if per_head else slot[b]
+        if at >= 0:
+            k[b, h, at] = v[b, h, at] = np.nan
+    cast = lambda x: jnp.asarray(x, dtype)
+    ints = lambda x: jnp.asarray(x, jnp.int32)
+    return cast(q), cast(k_new), cast(v_new), cast(k), cast(v), ints(slot), ints(length)
+
+
+def _case_of(i, shape):
+    slots, group, dim, dtype = shape
+    marks = () if i in QUICK else pytest.mark.slow
+    return pytest.param(shape, marks=marks, id=f"S{slots}-G{group}-H{dim}-{dtype.__name__}")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [_case_of(i, shape) for i, shape in enumerate(SHAPES)])
+def test_every_implementation_matches_the_reference(implementation, shape):
+    slots, group, dim, dtype = shape
+    arrays = _step(slots, group, dim, dtype, per_head=(slots + group) % 2 == 0)
+    options = {"scale": dim**-0.5, "weights": group != 5}
+    run = IMPLEMENTATIONS[implementation]
+    out, k, v, weights = run(*arrays, **options)
+    if implementation == "pallas_tpu":
+        assert_no_race()
+    expected = decode_attention(*arrays, **options, implementation="reference")
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    _assert_close(out, expected.out, tolerance)
+    np.testing.assert_array_equal(np.asarray(out[3], np.float32), 0)  # length 0
+    for ours, theirs in ((k, expected.k), (v, expected.v)):
+        np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
+    if options["weights"]:
+        _assert_close(weights, expected.weights, tolerance)
+        np.testing.assert_allclose(weights.sum(2)[jnp.asarray([0, 1, 2])], 1, rtol=1e-5)
+    else:
+        assert weights is None
+    again = run(*arrays, **options)
+    for ours, theirs in zip(jax.tree.leaves((out, k, v, weights)), jax.tree.leaves(tuple(again)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
+
+
+def test_only_occupied_blocks_are_fetched_and_one_tile_is_written():
+    slots, dim, group = 5000, 128, 4
+    q, k_new, v_new, k, v, _, _ = _step(slots, group, dim, jnp.bfloat16, per_head=False)
+    length = jnp.asarray([5000, 700, 1, 2049], jnp.int32)
+    slot = jnp.asarray([4999, 3, 0, 2048], jnp.int32)
+    k, v = jnp.nan_to_num(k), jnp.nan_to_num(v)
+    with count_blocks() as moved:
+        pallas_tpu.decode_attention(
+            q, k_new, v_new, k, v, slot, length, scale=dim**-0.5, weights=False, interpret=INTERPRET
+        )
+    block = pallas_tpu.block_slots(slots, KV_HEADS * dim * 2, 16)
+    assert block == 512
+    occupied = {(b, 0, i, 0) for b, n in enumerate(length) for i in range(-(-int(n) // block))}
+    for name in ("k_ref", "v_ref"):
+        blocks = moved.of(name)
+        assert set(blocks) == occupied
+        # The interpreter takes the rows in any order: a row's first block may be fetched ahead of another's turn, too.
+        assert len(blocks) <= len(occupied) + len(length)
+    for name in ("k_tile_ref", "v_tile_ref"):
+        assert sorted(moved.of(name)) == [(b, 0, int(at) // 16, 0) for b, at in enumerate(slot)]
+
+
 def test_refuses_what_it_cannot_do():
-    q, k, v, length = _case(2, 2, 5, 32)
+    q, k_new, v_new, k, v, slot, length = _step(5, 2, 32, jnp.float32, per_head=False)
     with pytest.raises(NotImplementedError, match="pallas"):
-        decode_attention(q, k, v, length, implementation="pallas")
+        decode_attention(q, k_new, v_new, k, v, slot, length, implementation="pallas")
+    half = k.astype(jnp.float16)
+    with dispatch.target("tpu"), pytest.raises(NotImplementedError, match="float16"):
+        decode_attention(q, k_new, v_new, half, half, slot, length, implementation="pallas")
     with pytest.raises(ValueError, match="unknown implementation"):
-        decode_attention(q, k, v, length, implementation="cuda")
+        decode_attention(q, k_new, v_new, k, v, slot, length, implementation="cuda")
     with pytest.raises(ValueError, match="do not divide"):
-        decode_attention(q[:, :3], k, v, length)
+        decode_attention(q[:, :3], k_new, v_new, k, v, slot, length)
     with pytest.raises((ValueError, TypeError), match="length"):
-        decode_attention(q, k, v, length[:1])
+        decode_attention(q, k_new, v_new, k, v, slot, length[:1])
+    with pytest.raises((ValueError, TypeError), match="slot"):
+        decode_attention(q, k_new, v_new, k, v, slot[:1], length)

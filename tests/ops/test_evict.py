@@ -1,9 +1,18 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jkv.ops.evict import compact
+from jkv.ops import dispatch
+from jkv.ops.evict import compact, pallas_tpu
+from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
+
+IMPLEMENTATIONS = {
+    "xla": jax.jit(functools.partial(compact, implementation="xla")),
+    "pallas_tpu": functools.partial(pallas_tpu.compact, interpret=INTERPRET),
+}
 
 
 def _case(dtype=jnp.float32, rows=5, heads=3, slots=11, dim=32, kept=6, per_head=False):
@@ -22,16 +31,68 @@ def _case(dtype=jnp.float32, rows=5, heads=3, slots=11, dim=32, kept=6, per_head
 def test_matches_the_reference_and_a_hand_count(dtype, per_head, slots, kept, evicting):
     k, v, source = _case(dtype, slots=slots, kept=kept, per_head=per_head)
     rows = jnp.zeros(5, bool).at[jnp.asarray(evicting, jnp.int32)].set(True)
-    got = jax.jit(lambda *a: compact(*a, implementation="xla"))(k, v, source, rows)
+    got = IMPLEMENTATIONS["xla"](k, v, source, rows)
     expected = compact(k, v, source, rows, implementation="reference")
     for new, same, old in zip(got, expected, (k, v), strict=True):
         np.testing.assert_array_equal(new, same)
-        for b in range(5):
-            for head in range(3):
-                kept_slots = source[b, head] if per_head else source[b]
-                front = old[b, head, kept_slots] if b in evicting else old[b, head, :kept]
-                np.testing.assert_array_equal(new[b, head, :kept], front)
-            np.testing.assert_array_equal(new[b, :, kept:], old[b, :, kept:])
+        _check_by_hand(new, old, source, evicting)
+
+
+def _check_by_hand(new, old, source, evicting):
+    """Bit for bit: bfloat16 and float32 as whole numbers."""
+    bits = np.uint16 if old.dtype == jnp.bfloat16 else np.uint32
+    new, old, source = np.asarray(new).view(bits), np.asarray(old).view(bits), np.asarray(source)
+    for b, head in np.ndindex(*old.shape[:2]):
+        kept = source[b, head] if source.ndim == 3 else source[b]
+        if b in evicting:
+            np.testing.assert_array_equal(new[b, head, : len(kept)], old[b, head, kept])
+        else:
+            np.testing.assert_array_equal(new[b, head], old[b, head])
+
+
+HARD = np.array([0.0, -0.0, np.inf, -np.inf, 1e-40, 3.3895314e38, 1.0000001], np.float32)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("slots", "kept", "dim", "dtype", "per_head", "evicting"),
+    [
+        (1, 1, 128, jnp.bfloat16, False, [0, 1]),
+        (127, 5, 64, jnp.bfloat16, True, []),
+        (127, 126, 128, jnp.float32, False, [1]),
+        (128, 128, 64, jnp.float32, True, [0]),
+        (256, 128, 128, jnp.bfloat16, False, [0, 1]),
+        (2500, 2372, 128, jnp.bfloat16, False, [1]),
+        (2500, 2499, 64, jnp.float32, True, [0, 1]),
+        (5000, 2900, 128, jnp.bfloat16, False, [0]),
+        pytest.param(5000, 3200, 64, jnp.float32, True, [0, 1], marks=pytest.mark.slow),
+        pytest.param(5000, 4872, 128, jnp.bfloat16, True, [0, 1], marks=pytest.mark.slow),
+    ],
+)
+def test_every_bit_arrives(implementation, slots, kept, dim, dtype, per_head, evicting):
+    k, v, source = _case(dtype, rows=2, heads=2, slots=slots, dim=dim, kept=kept, per_head=per_head)
+    k = k.at[:, :, slots // 2, : len(HARD)].set(jnp.asarray(HARD, dtype))
+    if slots > 200:  # a NaN stays where it is sent, and spoils nothing beside it
+        k = k.at[:, :, slots // 3].set(jnp.nan)
+    rows = jnp.zeros(2, bool).at[jnp.asarray(evicting, jnp.int32)].set(True)
+    run = IMPLEMENTATIONS[implementation]
+    got = run(k, v, source, rows)
+    if implementation == "pallas_tpu":
+        assert_no_race()
+    for new, old in zip(got, (k, v), strict=True):
+        _check_by_hand(new, old, source, evicting)
+    for new, again in zip(got, run(k, v, source, rows), strict=True):
+        np.testing.assert_array_equal(new[:, :, :kept], again[:, :, :kept])
+
+
+def test_only_rows_that_evict_are_moved_and_each_block_once():
+    k, v, source = _case(jnp.bfloat16, rows=4, heads=2, slots=640, dim=64, kept=500)
+    with count_blocks() as moved:
+        pallas_tpu.compact(k, v, source, jnp.asarray([False, True, False, True]), interpret=INTERPRET)
+    for name in ("k_ref", "v_ref"):
+        assert moved.of(name) == [(b, 0, i, 0) for b in (1, 3) for i in range(5)]
+    for name in ("k_tile_ref", "v_tile_ref"):
+        assert moved.of(name) == [(b, 0, i, 0) for b in (1, 3) for i in range(4)]
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -54,6 +115,9 @@ def test_refuses_what_it_cannot_do():
     rows = jnp.ones(5, bool)
     with pytest.raises(NotImplementedError, match="pallas"):
         compact(k, v, source, rows, implementation="pallas")
+    half = k.astype(jnp.float16)
+    with dispatch.target("tpu"), pytest.raises(NotImplementedError, match="float16"):
+        compact(half, half, source, rows, implementation="pallas")
     with pytest.raises(ValueError, match="unknown implementation"):
         compact(k, v, source, rows, implementation="cuda")
     with pytest.raises((ValueError, TypeError), match="source"):

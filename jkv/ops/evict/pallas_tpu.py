@@ -1,8 +1,8 @@
 """compact on TPU: the evicting rows stream through VMEM once, block by block, and leave as full tiles at the front.
 
 Which slot goes where is a matrix of zeros and ones, so the matrix unit moves the rows of a block; it moves their bytes,
-each a small whole number, so that every bit arrives and a NaN spoils nothing beside it. In place: a tile is written when
-it is full, that is from slots before those still to be read. Rows that do not evict are no part of the grid.
+each a small whole number, so that every bit arrives and a NaN spoils nothing beside it. In place: a tile is written
+when it is full, that is from slots before those still to be read. Rows that do not evict are no part of the grid.
 """
 
 import functools
