@@ -77,56 +77,40 @@ def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
         held = sum(figures[name] for name in ("weights_bytes", "kv_bytes", "state_bytes", "policy_bytes"))
         figures |= {"peak_bytes": required, "temp_bytes": required - held}
     if config.max_batch:
-        figures["max_batch"] = _largest(target, usable, rows, decode_at, prefill)
+        unit = target.mesh.shape[DATA]
+        reading = prefill.temporaries if prefill is not None else 0  # one row at a time, whatever the batch
+
+        def peak_at(rows: int) -> int:
+            compiled = decode_at(rows)
+            if compiled is None:
+                return refused[rows].required or 2 * usable
+            return max(compiled.peak, compiled.peak - compiled.temporaries + reading)
+
+        a_unit = (figures["kv_bytes"] + figures["state_bytes"]) * unit // rows
+        figures["max_batch"] = largest_batch(unit, rows, usable, a_unit, peak_at)
     return figures
 
 
-def _largest(
-    target: Target,
-    usable: int,
-    rows: int,
-    decode_at: Callable[[int], Compiled | None],
-    prefill: Compiled | None,
-) -> int:
-    """The largest batch that fits: confirmed by compiling it, its successor ruled out by compiling or by the line
-    through two compiled batch sizes. Arguments grow by the row, temporaries nearly so. 0: not even the smallest."""
-    unit = target.mesh.shape[DATA]
-    arguments = lambda rows: sum(map(shard_bytes, target.arguments(rows)[1:]))
-    fixed = arguments(unit) - (per_unit := arguments(2 * unit) - arguments(unit))
-    reading = prefill.temporaries if prefill is not None else 0  # one row at a time: it doesn't grow with the batch
-    good, bad = 0, None  # in units: the largest that fits, the smallest that doesn't
-    points: dict[int, int] = {}
+def largest_batch(unit: int, start: int, usable: int, a_unit: int, peak_at: Callable[[int], int]) -> int:
+    """The most rows, a multiple of ``unit``, whose program takes at most ``usable`` bytes: that batch is compiled, and
+    the next is ruled out by compiling it or by the line through compiled ones. 0: not even the smallest fits.
 
-    def fits(units: int) -> bool:
-        compiled = decode_at(units * unit)
-        if compiled is None:
-            return False
-        points[units] = max(compiled.peak, compiled.peak - compiled.temporaries + reading)
-        return points[units] <= usable
-
-    guess = max(1, rows // unit)
+    start: rows to begin with.  a_unit: bytes that ``unit`` rows of state take.  peak_at: bytes at so many rows.
+    """
+    peaks: dict[int, int] = {}  # by units of rows
+    guess = max(1, start // unit)
     for _ in range(COMPILATIONS):
-        if fits(guess):
-            good = max(good, guess)
-        else:
-            bad = min(bad or guess, guess)
+        peaks[guess] = peak_at(guess * unit)
+        good = max((n for n, peak in peaks.items() if peak <= usable), default=0)
+        bad = min((n for n, peak in peaks.items() if peak > usable), default=math.inf)
         if bad == good + 1:
             break
-        if len(points) >= 2:
-            (a, at_a), (b, at_b) = sorted(points.items())[-2:]
-            slope = max(per_unit, (at_b - at_a) / (b - a))
-            guess = b + math.floor((usable - at_b) / slope)
-        elif points:
-            ((a, at_a),) = points.items()
-            guess = a + math.floor((usable - at_a) / per_unit)
-        else:
-            guess = math.floor((usable - fixed - reading) / per_unit)
-        guess = max(guess, 1)
-        if guess <= good:
-            break  # the line says that one more doesn't fit
-        if bad is not None and guess >= bad:
-            guess = bad - 1 if points else (good + bad) // 2
-        if guess <= good:
+        # Arguments grow by the row, temporaries nearly so: the next guess is on the line through the two nearest.
+        near = sorted(peaks, key=lambda n: abs(peaks[n] - usable))[:2]
+        growth = a_unit if len(near) < 2 else (peaks[near[0]] - peaks[near[1]]) / (near[0] - near[1])
+        guess = near[0] + math.floor((usable - peaks[near[0]]) / max(growth, a_unit))
+        guess = int(min(max(guess, good, 1), bad - 1))
+        if guess == good:
             break
     return good * unit
 

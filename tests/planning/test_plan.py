@@ -21,6 +21,7 @@ from jkv.models import Decoder
 from jkv.planning import chips
 from jkv.planning.compile import Target, abstract_parameters
 from jkv.planning.plan_config import CONFIGS, PlanConfig, shipped
+from jkv.planning.report import largest_batch
 from jkv.planning.step_bytes import kv_bytes, mean_occupancy, step_bytes
 from jkv.policies import Retention, get_policy
 from jkv.sampling import Greedy
@@ -128,7 +129,25 @@ def test_a_budget_is_asked_for():
         PlanConfig().decode()
 
 
-# model, layers, topology, mesh, policy, batch: two layers of real sizes.
+@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("start", [4, 32, 4000])
+@pytest.mark.parametrize("usable", [500, 1_001, 1_049, 20_000, 123_456])
+def test_the_largest_batch_is_found_with_few_compilations(unit, start, usable):
+    compiled = []
+
+    def peak_at(rows: int) -> int:
+        compiled.append(rows)
+        return 1000 + 37 * rows + 3 * (rows // 8)  # weights, state, temporaries in tiles
+
+    found = largest_batch(unit, start, usable, 37 * unit, peak_at)
+    fits = [rows for rows in range(unit, 10_000, unit) if 1000 + 37 * rows + 3 * (rows // 8) <= usable]
+    assert found == max(fits, default=0)
+    assert found == 0 or found in compiled
+    assert len(compiled) <= 5
+    assert len(set(compiled)) == len(compiled)
+
+
+# model, topology, mesh, policy, batch: two layers of real sizes.
 HAND = (
     ("r1-llama-8b", "v5e:2x4", {"data": 1, "model": 8}, "window", 32, 2500),
     ("r1-qwen-7b", "v6e:2x2", {"data": 2, "model": 2}, "dynts", 32, 5000),
