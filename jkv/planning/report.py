@@ -157,6 +157,7 @@ def _figures(
         "alias_bytes": decode.aliased if decode else None,
         "kv_copies": len(hlo.kv_copies(text, shape)) if decode else None,
         "kernels": dict(hlo.kernels(text)),
+        "prefill_kernels": dict(hlo.kernels(prefill.text)) if prefill else {},
         "collectives": hlo.collectives(text),
         "compile_s": round(seconds, 1),
         "step_bytes": total,
