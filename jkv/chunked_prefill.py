@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jkv.axes import Array, Bool, Int, UInt32
+from jkv.axes import Array, Bool, Float, Int, UInt32
 from jkv.cache import LayerKV
 from jkv.eviction import evict, row_of
 from jkv.policies.base import Needs, NewTokens
@@ -49,9 +49,7 @@ class ChunkAttention:
         layer: LayerKV = kv
         piece, (slots, h) = q.shape[1], layer.k.shape[2:]
         token = jnp.arange(piece)
-        at = jnp.where(token < self.count, self.length + token, slots)  # out of range: dropped
-        put = lambda buffer, new: buffer.at[self.row, :, at].set(new[0].astype(buffer.dtype), mode="drop")
-        k_slots, v_slots = put(layer.k, k), put(layer.v, v)
+        k_slots, v_slots = (self._put(buffer, new) for buffer, new in ((layer.k, k), (layer.v, v)))
 
         cut = lambda buffer: jax.lax.dynamic_index_in_dim(buffer, self.row, keepdims=False)  # [K, S, H]
         seen = jnp.arange(slots)[None, :] <= (self.length + token)[:, None]  # [T, S]
@@ -71,6 +69,18 @@ class ChunkAttention:
             queries = queries.at[self.row, place].set(q[0].astype(queries.dtype), mode="drop")
         attention = weights.reshape(1, q.shape[2], piece, slots) if self.needs.attention else None
         return out, (LayerKV(k_slots, v_slots, queries), attention, x if self.needs.inputs else None)
+
+    def _put(self, buffer: Float[Array, "B K S H"], new: Float[Array, "1 T K H"]) -> Float[Array, "B K S H"]:
+        """The piece's first ``count`` tokens in the row's next slots: a slice read, mended and written back. A scatter
+        would make the TPU compiler change the layout of the buffer, which copies all of it."""
+        piece, zero = new.shape[1], jnp.int32(0)
+        start = jnp.minimum(self.length, buffer.shape[2] - piece)
+        corner = (self.row, zero, start, zero)
+        old = jax.lax.dynamic_slice(buffer, corner, (1, buffer.shape[1], piece, buffer.shape[3]))
+        token = jnp.arange(piece) - (self.length - start)  # which belongs in each slot of the slice
+        fresh = (token >= 0) & (token < self.count)
+        moved = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)[:, :, jnp.clip(token, 0, piece - 1)]
+        return jax.lax.dynamic_update_slice(buffer, jnp.where(fresh[None, None, :, None], moved, old), corner)
 
 
 def chunked_prefill(
