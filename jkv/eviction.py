@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jkv.axes import Array, Bool, Int
 from jkv.cache import KVCache, LayerKV
 from jkv.ops.evict import compact
+from jkv.ops.select import select
 from jkv.policies.base import Slots
-from jkv.policies.retention import priority, select, victim
+from jkv.policies.retention import priority, victim
 from jkv.sharding import per_shard
 from jkv.shards import anywhere, spread, write_row
 from jkv.state import EVICTION, DecodeState, Program, row_keys
@@ -40,6 +41,7 @@ def see_slots(program: Program, parameters: Any, books: DecodeState, layers: tup
         rng=row_keys(books.key, EVICTION, books.newest),
         rule=program.rule,
         model=program.config,
+        implementation=program.implementation,
         parameters=parameters,
         tokens=books.slot_tokens,
         keys=tuple(layer.k for layer in layers) if needs.keys or needs.queries else None,
@@ -64,7 +66,7 @@ def decide(
         scores = priority(program.policy.score(looked, slots), slots)
         if overwrite:
             return victim(scores, slots.positions)[..., None], looked
-        return select(scores, slots.positions, kept), looked
+        return select(scores, slots.positions, kept, implementation=program.implementation), looked
 
     if not (program.policy.needs.buffer or program.rule.granularity == "head"):
 

@@ -138,7 +138,8 @@ HELP = {
     "register": "Python files that register policies of your own",
     "predictor": "weights that a policy needs: FILE.safetensors or its directory (default: those beside the model)",
     "long_prompts": "a prompt longer than the budget is refused, or read in pieces, evicting by the policy",
-    "task": "demo, or FILE.jsonl with rows {id, prompt | messages | prompt_ids, answer}",
+    "task": "demo, aime24, aime25, amc23, gpqa_d, gaokao2023en, math500, FILE.jsonl with rows {id, prompt | messages | "
+    "prompt_ids, answer, grading}, or the YAML of a benchmark of your own (jkv/tasks/benchmark.py)",
     "limit": "problems at most (default: all; demo: 64)",
     "samples": "completions a problem",
     "batch_size": "rows decoded together",

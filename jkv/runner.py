@@ -18,6 +18,7 @@ from flax import nnx
 
 from jkv.engine import Completion, Engine, Eviction, Progress, Request
 from jkv.errors import UserError
+from jkv.grader import Grader
 from jkv.load import Loaded, load
 from jkv.output import RunDirectory
 from jkv.policies import Context, Policy, Retention
@@ -26,9 +27,12 @@ from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
 from jkv.show import LiveProgress, Screen, busy, human_bytes, short, summary_table, thought
 from jkv.tasks import Problem, load_task
-from jkv.tasks.grading import extract_answer, is_correct, squeeze
+from jkv.tasks.grading import opens_thought, squeeze
+from jkv.tasks.marking import Marking
 
 DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
+# Seconds that a run which is broken off waits for the grades of samples that are finished.
+PATIENCE_S = 5.0
 
 
 def default_dtype(dtype: str | None) -> str:
@@ -46,11 +50,12 @@ def run(
     *,
     loaded: Loaded | None = None,
     problems: list[Problem] | None = None,
+    grader: Grader | None = None,
     show: bool = True,
 ) -> dict[str, Any]:
     """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend.
 
-    loaded, problems: the model and the task's problems, where they are at hand.
+    loaded, problems, grader: the model, the task's problems and a grader, where they are at hand.
     show: print a thought and the closing table when done.
     """
     policy = config.make_policy()
@@ -85,8 +90,8 @@ def run(
         identity = _identity(config, dtype, (nnx.state(loaded.model), parameters), problems)
         directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
-            with _mendable():
-                work = _Run(config, loaded, problems, policy, rule, engine, directory, longest, show)
+            with _mendable(), Marking(grader) as marking:
+                work = _Run(config, loaded, problems, policy, rule, engine, directory, marking, longest, show)
                 return work.finish([r for _, r in pairs])
         except KeyboardInterrupt:
             done = f"{len(directory.samples)} of {len(pairs)} samples are finished"
@@ -136,7 +141,9 @@ def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[
     identity = {**dataclasses.asdict(config), "dtype": dtype}
     for name in ("out", "quiet"):
         del identity[name]
-    prompts = json.dumps([(p.id, p.prompt_ids, p.answer) for p in problems]).encode()
+    # A grading is named where it isn't the plain one, so that earlier runs can go on.
+    prompts = [(p.id, p.prompt_ids, p.answer, *(() if p.grading == "exact" else (p.grading,))) for p in problems]
+    prompts = json.dumps(prompts).encode()
     weights = hashlib.sha256()
     for leaf in jax.tree.leaves(arrays):
         # Any training changes a matrix's first row; reading all of a large model would take its time.
@@ -157,6 +164,7 @@ class _Run:
     rule: Retention
     engine: Engine
     directory: RunDirectory
+    marking: Marking
     longest: int
     show: bool
 
@@ -164,7 +172,7 @@ class _Run:
         """Decode what is not finished yet, then sum up."""
         config, engine, directory = self.config, self.engine, self.directory
         self.before = {name: directory.timings.get(name, 0.0) for name in ("wall", "compile", "decode", "steps")}
-        self.references = {p.id: p.answer for p in self.problems}
+        self.by_id = {p.id: p for p in self.problems}
         self.shown: Completion | None = None
         strangers = directory.finished - {(r.id, r.sample) for r in requests}
         if strangers:
@@ -186,6 +194,7 @@ class _Run:
         with live:
             live.sample_done(len(requests) - len(todo))
             if todo:
+                self.marking.expect([self.by_id[r.id] for r in todo])
                 live.compiling()
                 engine.compile(len(r.prompt_ids) for r in todo)
                 live.start_clock()
@@ -203,18 +212,32 @@ class _Run:
 
     def _decode(self, todo: list[Request], live: LiveProgress) -> None:
         started = time.perf_counter()
-        for event in self.engine.run(todo, trace=self.config.trace):
-            match event:
-                case Progress():
-                    live.tick(event)
-                case Eviction():
-                    self.directory.add_trace(self._trace_row(event))
-                case Completion():
-                    timings = self._timings(time.perf_counter() - started)
-                    self.directory.add_sample(self._sample_row(event), timings)
-                    live.sample_done()
-                    if self.shown is None or (event.evictions and not self.shown.evictions):
-                        self.shown = event
+        # A sample's time is that of its last token; waiting for a grade is no decoding.
+        ended: dict[tuple[str, int], dict[str, float]] = {}
+
+        def keep(within: float | None) -> None:
+            for row in self.marking.graded(within):
+                self.directory.add_sample(row, ended.pop((row["id"], row["sample"])))
+                live.sample_done()
+
+        try:
+            for event in self.engine.run(todo, trace=self.config.trace):
+                match event:
+                    case Progress():
+                        live.tick(event)
+                    case Eviction():
+                        self.directory.add_trace(self._trace_row(event))
+                    case Completion():
+                        ended[event.request.id, event.request.sample] = self._timings(time.perf_counter() - started)
+                        problem = self.by_id[event.request.id]
+                        self.marking.add(self._sample_row(event), problem, thinking=self._thinking(problem))
+                        if self.shown is None or (event.evictions and not self.shown.evictions):
+                            self.shown = event
+                keep(0.0)
+        except BaseException:
+            keep(PATIENCE_S)
+            raise
+        keep(None)
 
     def _timings(self, wall: float) -> dict[str, float]:
         """Seconds and steps of all sessions so far."""
@@ -222,10 +245,15 @@ class _Run:
         now = {"wall": wall, "compile": spent.compile, "decode": spent.decode, "steps": spent.steps}
         return {name: value + self.before[name] for name, value in now.items()}
 
+    def _thinking(self, problem: Problem) -> bool:
+        """Whether the prompt has begun the thought that the completion is to end."""
+        tokenizer = self.loaded.tokenizer
+        return tokenizer is not None and opens_thought(tokenizer.decode(problem.prompt_ids))
+
     def _sample_row(self, done: Completion) -> dict[str, Any]:
+        """The sample, yet without its answer and grade."""
         tokenizer = self.loaded.tokenizer
         text = "" if tokenizer is None else tokenizer.decode(done.token_ids, skip_special_tokens=True)
-        answer = extract_answer(text)
         steps = len(done.token_ids) - 1
         return {
             "id": done.request.id,
@@ -234,8 +262,6 @@ class _Run:
             "token_ids": done.token_ids,
             "text": text,
             "finish": done.finish,
-            "answer": answer,
-            "correct": is_correct(answer, self.references[done.request.id]),
             "evictions": done.evictions,
             "peak_slots": done.peak_slots,
             "mean_slots": round(done.slot_steps / steps, 3) if steps else float(done.peak_slots),
@@ -274,6 +300,7 @@ class _Run:
             "options": dataclasses.asdict(self.policy) if dataclasses.is_dataclass(self.policy) else {},
             "batch_size": self.config.batch_size,
             "samples": len(rows),
+            "ungraded": sum("ungraded" in row for row in rows),
             **_accuracy(rows),
             "truncation_rate": float(np.mean([row["finish"] == "length" for row in rows])),
             "mean_tokens": tokens / len(rows),
@@ -295,11 +322,16 @@ class _Run:
         kept = done.kept
         if self.rule.granularity == "head":  # a token is gone when no head has it any more
             kept = sorted({p for layer in kept for head in layer for p in head})
-        reference, row = self.references[done.request.id], self._sample_row(done)
+        reference = self.by_id[done.request.id].answer
+        row = next(
+            r for r in self.directory.samples if (r["id"], r["sample"]) == (done.request.id, done.request.sample)
+        )
         title = f"{short(done.request.id)}, sample {done.request.sample}"
         if reference is not None:
             said = "no answer" if row["answer"] is None else f"answer {short(row['answer'])}"
-            title += f": {said}, {'right' if row['correct'] else f'wrong, expected {short(reference)}'}"
+            wrong = f"wrong, expected {short(reference)}"
+            grade = {True: "right", False: wrong, None: f"ungraded ({row.get('ungraded')})"}[row["correct"]]
+            title += f": {said}, {grade}"
         return thought(self.loaded.tokenizer, done.request.prompt_ids, done.token_ids, kept, title=title, styled=styled)
 
 

@@ -38,3 +38,11 @@ def per_shard(
         axis_names=set(free),
         check_vma=False,
     )
+
+
+def divisible(letters: str, shape: tuple[int, ...]) -> str:
+    """``letters`` with `_` in place of those whose axis of an array of this shape the mesh can't divide (one row of a
+    batch, say): such an array is whole on every device."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    fits = lambda letter, size: size % sizes.get(_AXIS_OF.get(letter), 1) == 0
+    return "".join(a if fits(a, n) else "_" for a, n in zip(letters, shape, strict=True))

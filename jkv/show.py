@@ -209,13 +209,15 @@ def _rows(s: dict[str, Any]) -> Iterable[tuple[str, str]]:
         words = ", ".join(f"{word} {s[word]:,}" for word in ("budget", "retain", "window", "sinks"))
         yield "policy", f"{s['policy']}: {words}{pinned}{per_head}"
     if s["pass_at_1"] is None:
-        yield "Pass@1", "not graded: the task has no answers"
+        yield "Pass@1", "not graded" + ("" if s.get("ungraded") else ": the task has no answers")
     else:
         yield (
             "Pass@1",
             f"{percent(s['pass_at_1'])} (95 %: {percent(s['pass_at_1_low'])} to {percent(s['pass_at_1_high'])})",
         )
         yield "majority", percent(s["maj_at_k"])
+    if s.get("ungraded"):
+        yield "ungraded", f"{s['ungraded']:,} samples, not counted in Pass@1: see ungraded in samples.jsonl"
     yield (
         "samples",
         f"{s['samples']:,}, {s['mean_tokens']:,.0f} tokens each on average, {percent(s['truncation_rate'])} cut off",

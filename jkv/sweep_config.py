@@ -118,7 +118,7 @@ def policy_entry(entry: Any) -> tuple[str, dict[str, Any]]:
 HELP = {
     **{name: RUN_HELP[name] for name in (f.name for f in dataclasses.fields(SweepConfig)) if name in RUN_HELP},
     "models": "demo-llama, demo-qwen, directories, hub ids",
-    "tasks": "demo, FILE.jsonl",
+    "tasks": "demo, benchmarks as for jkv.decode --task, FILE.jsonl",
     "policies": "names; in YAML also mappings, as in {policy: rkv, name: rkv-half, options: {lam: 0.5}}",
     "budgets": "KV slots a row owns",
     "out": "directory for results.csv, results.md and every run; the same command continues",

@@ -60,9 +60,11 @@ class Decoder(nnx.Module):
         kv_out = []
         for block, layer_kv in zip(self.layers, kv_in, strict=True):
             x, layer_kv = block(x, cos, sin, attend, layer_kv)
+            if x.shape[1] > 1:
+                # Else the TPU compiler keeps each layer's contribution [B, T, D] to the end, to add all up once more.
+                x = jax.lax.optimization_barrier(x)
             kv_out.append(layer_kv)
-        # Else the TPU compiler adds up all layers' contributions again for the final norm, and keeps them until then.
-        return self.final_norm(jax.lax.optimization_barrier(x)), tuple(kv_out)
+        return self.final_norm(x), tuple(kv_out)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores over the vocabulary, float32."""

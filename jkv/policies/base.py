@@ -114,7 +114,7 @@ class Slots:
 
     queries: a ring; that of position p is at p mod n.  rng: [B] random keys, fresh at every eviction.
     ascending: slots are in order of position (always so when evictions are in bulk).
-    parameters: what the policy's ``bind`` returned.
+    parameters: what the policy's ``bind`` returned.  implementation: of the ops that a policy calls.
     """
 
     positions: Int[Array, "B l k S"]
@@ -125,6 +125,7 @@ class Slots:
     rng: jax.Array
     rule: Retention = static()
     model: ModelConfig = static()
+    implementation: str = static(default="auto")
     parameters: Any = ()
     tokens: Int[Array, "B l k S"] | None = None
     keys: tuple[Float[Array, "B K S H"], ...] | None = None

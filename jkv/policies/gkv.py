@@ -56,7 +56,13 @@ class GKV(Policy):
         assert slots.keys is not None
         layers = []
         for layer, keys in enumerate(slots.keys):
-            alike = redundancy(keys, slots.of_layer(slots.positions, layer), slots.occupied, self.threshold)
+            alike = redundancy(
+                keys,
+                slots.of_layer(slots.positions, layer),
+                slots.occupied,
+                self.threshold,
+                implementation=slots.implementation,
+            )
             score = self.lam * slots.of_layer(state, layer) - (1 - self.lam) * _by_maximum(alike)
             layers.append(observed.observed_on_top(score, slots, layer, self.queries))
         return stack(layers)

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from jkv.axes import Array, Float, Int
 from jkv.errors import UserError
+from jkv.ops.select import select as select
+from jkv.ops.select.bits import in_order
 
 if TYPE_CHECKING:
     from jkv.policies.base import Slots
@@ -100,23 +103,29 @@ def priority(scores: Float[Array, "B score_layers score_heads S"], slots: "Slots
     return jnp.where(slots.occupied[:, None, None, :], scores, -jnp.inf)
 
 
-def select(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"], retain: int) -> Int[Array, "B l k R"]:
-    """The ``retain`` slots of highest score, ascending by slot. Ties: the newest position stays."""
-    slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 3)
-    *_, ranked = jax.lax.sort((scores, positions, slot), dimension=-1, num_keys=2)
-    return jnp.sort(ranked[..., scores.shape[-1] - retain :], axis=-1)
-
-
 def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) -> Int[Array, "B l k"]:
     """The one slot to overwrite: lowest score, and among equals the oldest position."""
-    slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+    slots = scores.shape[-1]
 
-    # One pass that reads scores once. Comparing them with their minimum reads them twice, and XLA may compute them
+    # Integers: XLA for TPU may keep a running minimum in bfloat16 where only its slot is used. One axis of rows: see
+    # jkv.ops.select.xla. On CPU neither pays.
+    def flat(scores: jax.Array, positions: jax.Array) -> jax.Array:
+        rows = lambda x: x.reshape(-1, slots)
+        return _lowest(rows(in_order(scores)), rows(positions)).reshape(scores.shape[:-1])
+
+    return jax.lax.platform_dependent(scores, positions, cpu=_lowest, default=flat)
+
+
+def _lowest(key: Shaped[Array, "*rows S"], position: Int[Array, "*rows S"]) -> Int[Array, "*rows"]:
+    """The slot of lowest (key, position)."""
+    slot = jax.lax.broadcasted_iota(jnp.int32, key.shape, key.ndim - 1)
+
+    # One pass that reads keys once. Comparing them with their minimum reads them twice, and XLA may compute them
     # twice, rounded differently: then none of them is the minimum.
     def lower(a, b):
         a_first = (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
         return tuple(jnp.where(a_first, x, y) for x, y in zip(a, b, strict=True))
 
-    oldest_last = jnp.int32(jnp.iinfo(jnp.int32).max)
-    start = (jnp.float32(jnp.inf), oldest_last, jnp.int32(0))
-    return jax.lax.reduce((scores, positions, slot), start, lower, (3,))[2]
+    last = jnp.int32(jnp.iinfo(jnp.int32).max)
+    highest = jnp.asarray(jnp.inf if key.dtype == jnp.float32 else last, key.dtype)
+    return jax.lax.reduce((key, position, slot), (highest, last, jnp.int32(0)), lower, (key.ndim - 1,))[2]

@@ -48,7 +48,13 @@ class RKV(Policy):
             weights = observed.softmax(strongest, mask)[:, :, :, 0]
             importance = observed.mean_over_queries(weights, slots)
             importance = observed.pool(importance, slots, layer, width=self.width, kind="max", leave_out=recent)
-            alike = redundancy(keys, slots.of_layer(slots.positions, layer), slots.occupied, self.threshold)
+            alike = redundancy(
+                keys,
+                slots.of_layer(slots.positions, layer),
+                slots.occupied,
+                self.threshold,
+                implementation=slots.implementation,
+            )
             score = self.lam * importance - (1 - self.lam) * alike
             layers.append(observed.observed_on_top(score, slots, layer, n))
         return stack(layers)

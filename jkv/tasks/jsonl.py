@@ -1,14 +1,17 @@
-"""Problems from a JSONL file: {"id", one of "prompt" | "messages" | "prompt_ids", optional "answer"} a line."""
+"""Problems from a JSONL file: {"id", one of "prompt" | "messages" | "prompt_ids", optional "answer", "grading"} a line.
+
+grading: exact (the same text, the default), math (the same mathematics) or letter (the choice of that letter).
+"""
 
 import json
 import pathlib
 from typing import Any
 
 from jkv.errors import UserError
-from jkv.tasks.problem import Problem
+from jkv.tasks.problem import GRADINGS, Problem
 
 PROMPTS = ("prompt", "messages", "prompt_ids")
-FIELDS = ("id", *PROMPTS, "answer")
+FIELDS = ("id", *PROMPTS, "answer", "grading")
 
 
 def read_jsonl(path: pathlib.Path, tokenizer: Any) -> list[Problem]:
@@ -64,6 +67,8 @@ def _row(line: str, where: str) -> dict[str, Any]:
         )
     if not isinstance(row.get("answer"), str | int | float | None) or isinstance(row.get("answer"), bool):
         raise UserError("answer must be a string or a number", where=where, mend="write it as text")
+    if row.get("grading", "exact") not in GRADINGS:
+        raise UserError(f"grading is {row['grading']!r}", where=where, mend=f"give one of {', '.join(GRADINGS)}")
     return row
 
 
@@ -72,13 +77,17 @@ def _problem(row: dict[str, Any], where: str, tokenizer: Any) -> Problem:
     if answer is not None and tokenizer is None:
         mend = "add its tokenizer, or leave the answer out"
         raise UserError("the model has no tokenizer, so the answer can't be graded", where=where, mend=mend)
-    ids = _prompt_ids(row, where, tokenizer)
+    ids = prompt_ids(row, where, tokenizer)
     if not ids:
         raise UserError("the prompt is empty", where=where, mend="give at least one token")
-    return Problem(str(row["id"]), tuple(ids), None if answer is None else str(answer), where)
+    text = None if answer is None else str(answer)
+    return Problem(str(row["id"]), tuple(ids), text, where, row.get("grading", "exact"))
 
 
-def _prompt_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
+def prompt_ids(
+    row: dict[str, Any], where: str, tokenizer: Any, *, mend: str = "give prompt or prompt_ids"
+) -> list[int]:
+    """Token ids of the prompt a row gives in one of three ways. ``mend``: what helps without a chat template."""
     if "prompt_ids" in row:
         ids = row["prompt_ids"]
         if not isinstance(ids, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
@@ -94,12 +103,12 @@ def _prompt_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     ):
-        mend = '[{"role": "user", "content": "..."}]'
-        raise UserError("messages must be a list of {role, content}", where=where, mend=mend)
+        example = '[{"role": "user", "content": "..."}]'
+        raise UserError("messages must be a list of {role, content}", where=where, mend=example)
     if not messages:
         return []
     if not tokenizer.chat_template:
-        raise UserError("the model's tokenizer has no chat template", where=where, mend="give prompt or prompt_ids")
+        raise UserError("the model's tokenizer has no chat template", where=where, mend=mend)
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template comes with the checkpoint and may fail in any way

@@ -1,14 +1,15 @@
-"""Find a task by name: the demo, or a JSONL file."""
+"""Find a task by name: the demo, a benchmark, or a JSONL or YAML file."""
 
 import pathlib
 
 from jkv.errors import UserError
 from jkv.load import Loaded
+from jkv.tasks.benchmark import read_benchmark
 from jkv.tasks.jsonl import read_jsonl
 from jkv.tasks.problem import Problem
+from jkv.tasks.spec import BENCHMARKS
 
 DEMO_PROBLEMS = 64
-BENCHMARKS = ("aime24", "aime25", "amc23", "gpqa_d", "gaokao2023en", "math500")
 
 
 def load_task(name: str, loaded: Loaded, *, limit: int | None, seed: int = 0) -> list[Problem]:
@@ -18,15 +19,12 @@ def load_task(name: str, loaded: Loaded, *, limit: int | None, seed: int = 0) ->
     """
     if name == "demo":
         return _demo(loaded, DEMO_PROBLEMS if limit is None else limit, seed)
-    if name in BENCHMARKS:
-        raise UserError(
-            f"benchmark {name} has no loader yet",
-            where="--task",
-            mend="put its problems into a JSONL file and give that",
-        )
     path = pathlib.Path(name)
+    if name in BENCHMARKS or path.suffix in (".yaml", ".yml"):
+        return read_benchmark(name, loaded.tokenizer, limit=limit)
     if path.suffix != ".jsonl":
-        raise UserError(f"no task {name!r}", where="--task", mend="give demo or a FILE.jsonl")
+        mend = f"give demo, {', '.join(BENCHMARKS)}, a FILE.jsonl or a FILE.yaml"
+        raise UserError(f"no task {name!r}", where="--task", mend=mend)
     return read_jsonl(path, loaded.tokenizer)[:limit]
 
 

@@ -133,6 +133,7 @@ def test_closing_table(width):
         assert part in text
     ungraded = {**SUMMARY, **dict.fromkeys(("pass_at_1", "pass_at_1_low", "pass_at_1_high", "maj_at_k", "tps_paper"))}
     assert "not graded" in printed(show.summary_table({**ungraded, "recompiles": 2}), width)
+    assert "3 samples, not counted" in " ".join(printed(show.summary_table({**SUMMARY, "ungraded": 3}), width).split())
     full = {**SUMMARY, "policy": "full", "retain": SUMMARY["budget"]}
     assert "full: 2,500 slots a row, nothing is evicted" in printed(show.summary_table(full), width)
 

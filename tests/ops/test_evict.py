@@ -57,14 +57,16 @@ HARD = np.array([0.0, -0.0, np.inf, -np.inf, 1e-40, 3.3895314e38, 1.0000001], np
 @pytest.mark.parametrize(
     ("slots", "kept", "dim", "dtype", "per_head", "evicting"),
     [
-        (1, 1, 128, jnp.bfloat16, False, [0, 1]),
         (127, 5, 64, jnp.bfloat16, True, []),
-        (127, 126, 128, jnp.float32, False, [1]),
-        (128, 128, 64, jnp.float32, True, [0]),
-        (256, 128, 128, jnp.bfloat16, False, [0, 1]),
-        (2500, 2372, 128, jnp.bfloat16, False, [1]),
-        (2500, 2499, 64, jnp.float32, True, [0, 1]),
-        (5000, 2900, 128, jnp.bfloat16, False, [0]),
+        (300, 180, 128, jnp.bfloat16, False, [0, 1]),
+        (300, 299, 64, jnp.float32, True, [1]),
+        pytest.param(1, 1, 128, jnp.bfloat16, False, [0, 1], marks=pytest.mark.slow),
+        pytest.param(127, 126, 128, jnp.float32, False, [1], marks=pytest.mark.slow),
+        pytest.param(128, 128, 64, jnp.float32, True, [0], marks=pytest.mark.slow),
+        pytest.param(256, 128, 128, jnp.bfloat16, False, [0, 1], marks=pytest.mark.slow),
+        pytest.param(2500, 2372, 128, jnp.bfloat16, False, [1], marks=pytest.mark.slow),
+        pytest.param(2500, 2499, 64, jnp.float32, True, [0, 1], marks=pytest.mark.slow),
+        pytest.param(5000, 2900, 128, jnp.bfloat16, False, [0], marks=pytest.mark.slow),
         pytest.param(5000, 3200, 64, jnp.float32, True, [0, 1], marks=pytest.mark.slow),
         pytest.param(5000, 4872, 128, jnp.bfloat16, True, [0, 1], marks=pytest.mark.slow),
     ],
@@ -82,7 +84,7 @@ def test_every_bit_arrives(implementation, slots, kept, dim, dtype, per_head, ev
     for new, old in zip(got, (k, v), strict=True):
         _check_by_hand(new, old, source, evicting)
     for new, again in zip(got, run(k, v, source, rows), strict=True):
-        np.testing.assert_array_equal(new[:, :, :kept], again[:, :, :kept])
+        assert np.asarray(new[:, :, :kept]).tobytes() == np.asarray(again[:, :, :kept]).tobytes()
 
 
 def test_only_rows_that_evict_are_moved_and_each_block_once():

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import jkv.policies.redundancy
+import jkv.ops.key_similarity.xla
 from jkv.config import ModelConfig
 from jkv.policies import GKV, H2O, Retention, Slots, VaSE, observed
 from jkv.policies.redundancy import redundancy
@@ -65,7 +65,7 @@ def plain_redundancy(keys: np.ndarray, positions: np.ndarray, occupied: np.ndarr
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def blocked_redundancy(keys, positions, occupied, threshold: float, block: int) -> jax.Array:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jkv.policies.redundancy, "BLOCK", block)
+        patch.setattr(jkv.ops.key_similarity.xla, "BLOCK", block)
         return redundancy(keys, positions, occupied, threshold)
 
 

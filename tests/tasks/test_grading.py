@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jkv.tasks.grading import extract_answer, is_correct
+from jkv.tasks.grading import extract_answer, extract_letter, is_correct, opens_thought
 
 FOUND = {
     "box": (r"<think>no</think> so \boxed{42}.", "42"),
@@ -30,6 +30,14 @@ FOUND = {
     "ends with the opening": (r"</think> 3 \boxed", r"3 \boxed"),
     "lone backslash": ("\\boxed{1\\", None),
     "white space": ("</think>\\boxed{\n 1\t}", "1"),
+    "framed": (r"$\framebox{204}$ minutes", "204"),
+    "the last of both": (r"\boxed{1} \fbox{2}", "2"),
+    "space before the brace": (r"\boxed {5}", "5"),
+    "another command": (r"\boxedtext{5}</think> 4", "4"),
+    "in mathematics": (r"$$x = \boxed{\dfrac{1}{2}}.$$", r"\dfrac{1}{2}"),
+    "matrix": (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    "thought that was never ended": (r"<think> maybe \boxed{1}", None),
+    "second thought that was never ended": (r"<think>a</think> \boxed{1} <think> \boxed{2}", "2"),
 }
 
 
@@ -37,6 +45,30 @@ FOUND = {
 def test_extract_answer(case):
     text, expected = case
     assert extract_answer(text) == expected
+
+
+def test_a_thought_that_the_prompt_began_has_to_end():
+    assert extract_answer(r"so \boxed{1}", thinking=True) is None
+    assert extract_answer(r"so \boxed{1}</think> it is \boxed{2}", thinking=True) == "2"
+    assert opens_thought("<|User|>1+1?<|Assistant|><think>\n")
+    assert not opens_thought("<|User|>1+1?<|Assistant|>")
+    assert not opens_thought("<think>\n\n</think>\n\n")
+    assert opens_thought("<think>a</think> and now <think>")
+
+
+LETTERS = {
+    "B": "B", "b": "B", "(B)": "B", "(b)": "B", "B.": "B", r"\text{B}": "B", r"\textbf{(C)}": "C", r"\mathrm{D}": "D",
+    "$A$": "A", "B) 10 nm": "B", "(B) 10 nm": "B", "B: 10 nm": "B", "Option B": "B", "choice (C)": "C", "**D**": "D",
+    "The answer is (B).": "B", "So the answer is **C**": "C", "Answer: D": "D", "answer is A, no, the answer is B": "B",
+    "10 nm": None, "": None, "Because of this": None, "AB": None, "A or B": None, "K": None, "42": None,
+    r"\boxed{": None, "A is wrong": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "letter"), LETTERS.items())
+def test_extract_letter(answer, letter):
+    assert extract_letter(answer) == letter
+    assert extract_letter(None) is None
 
 
 @pytest.mark.parametrize(
@@ -50,6 +82,8 @@ def test_extract_answer(case):
 def test_a_megabyte_takes_no_time(text):
     started = time.process_time()
     is_correct(extract_answer(text), text)
+    extract_letter(text)
+    opens_thought(text)
     assert time.process_time() - started < 2
 
 

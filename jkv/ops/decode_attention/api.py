@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jkv.ops import dispatch
-from jkv.ops.decode_attention import pallas_tpu, reference, xla
+from jkv.ops.decode_attention import pallas_gpu, pallas_tpu, reference, xla
 from jkv.ops.decode_attention.unfused import unfused
 
 _TABLE = {
     "xla": unfused(xla.decode_attention, xla.attention_weights, "xla"),
     "reference": unfused(reference.decode_attention, reference.attention_weights, "reference"),
-    "pallas": dispatch.pallas("decode_attention", tpu=pallas_tpu.decode_attention),
+    "pallas": dispatch.pallas("decode_attention", tpu=pallas_tpu.decode_attention, gpu=pallas_gpu.decode_attention),
 }
 
 

@@ -1,4 +1,4 @@
-"""decode_attention in plain XLA, shaped by what XLA:CPU runs well.
+"""decode_attention in plain XLA, shaped by what XLA:CPU runs well; other platforms run `xla_dense`.
 
 Two forms, chosen by static shape and dtype alone, so that a row's arithmetic never depends on its neighbours:
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from jkv.ops.decode_attention import xla_dense
 from jkv.ops.rows import row_sum
 
 WHOLE = 512  # slots
@@ -32,11 +33,16 @@ def decode_attention(
 ) -> Float[Array, "B N H"]:
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
-    query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
-    form = _whole if slots <= WHOLE and k.dtype == jnp.float32 else _blocks
-    weighted, total = form(query, k, v, length)
-    out = weighted / jnp.where(total > 0, total, jnp.float32(1))[..., None]
-    return out.reshape(q.shape).astype(q.dtype)
+
+    def on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array) -> jax.Array:
+        query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
+        form = _whole if slots <= WHOLE and k.dtype == jnp.float32 else _blocks
+        weighted, total = form(query, k, v, length)
+        out = weighted / jnp.where(total > 0, total, jnp.float32(1))[..., None]
+        return out.reshape(q.shape).astype(q.dtype)
+
+    elsewhere = lambda *arrays: xla_dense.attend(*arrays, scale=scale)[0]
+    return lax.platform_dependent(q, k, v, length, cpu=on_cpu, default=elsewhere)
 
 
 def attention_weights(
@@ -44,24 +50,16 @@ def attention_weights(
 ) -> Float[Array, "B N S"]:
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
-    query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
 
-    def on_cpu(query: jax.Array, k: jax.Array, length: jax.Array) -> jax.Array:
+    def on_cpu(q: jax.Array, k: jax.Array, length: jax.Array) -> jax.Array:
+        query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
         weight = _weights(query, k, _live(length, jnp.int32(0), slots))
         total = row_sum(weight)
-        return weight / jnp.where(total > 0, total, jnp.float32(1))[..., None]
+        return (weight / jnp.where(total > 0, total, jnp.float32(1))[..., None]).reshape(batch, heads, slots)
 
-    def elsewhere(query: jax.Array, k: jax.Array, length: jax.Array) -> jax.Array:
-        # The reducer above, meant for CPU, crashes the TPU compiler when it is fused with so long a row.
-        live = _live(length, jnp.int32(0), slots)
-        score = jnp.einsum("BKGH,BKSH->BKGS", query.astype(k.dtype), k, preferred_element_type=jnp.float32)
-        top = jnp.max(jnp.where(live, score, jnp.float32(_LOWEST)), axis=-1, keepdims=True)
-        weight = jnp.where(live, jnp.exp(score - top), jnp.float32(0))
-        total = jnp.sum(weight, axis=-1, keepdims=True)
-        return weight / jnp.where(total > 0, total, jnp.float32(1))
-
-    weights = lax.platform_dependent(query, k, length, cpu=on_cpu, default=elsewhere)
-    return weights.reshape(batch, heads, slots)
+    # The reducer above, meant for CPU, crashes the TPU compiler when it is fused with so long a row.
+    elsewhere = lambda *arrays: xla_dense.attention_weights(*arrays, scale=scale)
+    return lax.platform_dependent(q, k, length, cpu=on_cpu, default=elsewhere)
 
 
 def _weights(

@@ -1,0 +1,263 @@
+"""``python -m jkv.benchmark.gpu --out FILE.json``: everything there is to measure on one GPU, in one call.
+
+Each op against its reference, the bandwidth of a copy, decode attention alone, tokens/s of the decode program with
+random weights at full R1 shapes beside the full cache at its own largest batch, and transformers on the same GPU. The
+most important cells come first and each is written when it is done; the same command with the same FILE measures what
+is missing. ``--smoke`` runs all of it at tiny sizes, on any machine.
+"""
+
+import dataclasses
+import datetime
+import functools
+import gc
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jkv import flags
+from jkv.benchmark.r1 import R1, TINY
+from jkv.benchmark.record import Record
+from jkv.cli import run as run_command
+from jkv.config import ModelConfig
+from jkv.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuConfig:
+    """Flags of the command."""
+
+    out: str = "gpu.json"
+    seconds: int = 520
+    smoke: bool = False
+
+
+HELP = {
+    "out": "the JSON file; continued if it is there",
+    "seconds": "no cell is begun that would not end within this time; the rest is left to another call",
+    "smoke": "tiny sizes, on any machine: shows that it runs, measures nothing",
+}
+
+
+Cells = dict[str, Callable[[], dict[str, Any]]]  # what makes each, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Sizes. thought: tokens of a completion, which a full cache must hold.  steps, calls: of a decode cell.
+    attention: batch and slots of decode attention alone.  margin: seconds that a decode cell is given."""
+
+    models: dict[str, ModelConfig]
+    budgets: tuple[int, ...]
+    batches: tuple[int, ...]
+    thought: int
+    steps: int
+    calls: int
+    copy_bytes: int
+    check_slots: tuple[int, ...]
+    attention: tuple[tuple[int, int], ...]
+    rival_batch: int
+    rival_tokens: int
+    margin: float
+
+
+FULL = Plan(
+    R1, (2500, 5000, 3000, 3500, 4000, 4500), (64, 128, 20), 16384, 64, 3, 1 << 30, (2500, 5000),
+    ((64, 2500), (20, 5000)), 20, 64, 75.0,
+)  # fmt: skip
+SMOKE = Plan(TINY, (32,), (3,), 64, 8, 1, 1 << 20, (40,), ((2, 40),), 2, 4, 1.0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what the record lacks, then print its table."""
+    config = flags.parse(GpuConfig, argv, prog="python -m jkv.benchmark.gpu", description=__doc__, help=HELP)
+    # Before JAX looks for devices: its memory is taken as it is needed (PyTorch has its turn first), nearly all of it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")
+    import jax
+
+    if jax.default_backend() != "gpu" and not config.smoke:
+        mend = "run it on one, with pip install -e '.[cuda]'; or give --smoke"
+        raise UserError(f"no GPU: JAX runs on {jax.default_backend()} here", mend=mend)
+    device = jax.local_devices()[0]
+    head = {
+        "device": device.device_kind, "jax": jax.__version__, "commit": _commit(), "smoke": config.smoke,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }  # fmt: skip
+    record = Record(Path(config.out), head, float(config.seconds))
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    console = Console(stderr=True)
+    for step in _steps(SMOKE if config.smoke else FULL, record, limit):
+        console.print(step, highlight=False, soft_wrap=True)
+    Console(width=120).print(table(record))
+    Console().print(notes(record), highlight=False, soft_wrap=True)
+    if failed := [name for name, cell in record.cells.items() if "failed" in cell]:
+        raise UserError(f"failed: {'; '.join(failed)}", where=config.out)
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _steps(plan: Plan, record: Record, limit: int | None) -> Iterator[str]:
+    """Measures cell after cell, most important first; yields a line for each.
+
+    What runs a kernel comes after what doesn't: one that breaks the device takes nothing with it but what is left, and
+    the next call does not try it again.
+    """
+    first, with_kernels, rest = _loads(plan, limit)
+    decode = _Decode(plan, record, limit)
+    groups = [
+        _before_jax(plan, record),
+        _ops(plan, "xla"),
+        decode.cells(first),
+        _ops(plan, "pallas"),
+        decode.cells(with_kernels),
+        decode.cells(rest),
+    ]
+    for cells in groups:
+        for name, measure in cells.items():
+            if name not in record.cells:
+                record.put(name, _guarded(measure))
+                yield _line(name, record.cells[name])
+
+
+def _before_jax(plan: Plan, record: Record) -> Cells:
+    from jkv.benchmark import gpu_ops, gpu_rival
+
+    name, config = next(iter(plan.models.items()))
+    sizes = {"batch": plan.rival_batch, "prompt": plan.budgets[0], "new_tokens": plan.rival_tokens}
+    return {
+        f"transformers {name}": lambda: gpu_rival.ask(config, **sizes, seconds=max(30.0, record.left / 4)),
+        "copy": lambda: gpu_ops.copy_bandwidth(plan.copy_bytes),
+    }
+
+
+def _ops(plan: Plan, implementation: str) -> Cells:
+    from jkv.benchmark import gpu_ops
+
+    cells: Cells = {}
+    for name, c in plan.models.items():
+        heads = (c.n_kv_heads, c.n_heads // c.n_kv_heads)
+        for slots in plan.check_slots:
+            cells |= gpu_ops.checks(implementation, (2, *heads, slots, c.head_dim))
+        for batch, slots in plan.attention:
+            shape = (batch, *heads, slots, c.head_dim)
+            cells[f"attention {implementation}, {name} S{slots} B{batch}"] = functools.partial(
+                gpu_ops.attention_time, implementation, shape
+            )
+    return cells
+
+
+def _loads(plan: Plan, limit: int | None) -> tuple[list[Any], list[Any], list[Any]]:
+    """Per model one budget and batch and the full cache; the same with the kernel; the other budgets and batches."""
+    from jkv.benchmark.gpu_decode import Load, largest_batch
+
+    first, rest = [], []
+    for name, config in plan.models.items():
+        full = Load(name, "full", plan.thought, largest_batch(config, plan.thought, limit))
+        sizes = [(batch, budget) for batch in plan.batches for budget in plan.budgets]
+        grid = [Load(name, policy, budget, batch) for batch, budget in sizes for policy in ("window", "dynts")]
+        first += [grid[0], full, grid[1]]
+        rest += grid[2:]
+    return first, [dataclasses.replace(load, kernels=True) for load in first], rest
+
+
+class _Decode:
+    """Decode cells. One model's weights are held at a time."""
+
+    def __init__(self, plan: Plan, record: Record, limit: int | None):
+        self.plan, self.record, self.limit = plan, record, limit
+        self.held: str = ""
+        self.model: Any = None
+
+    def cells(self, loads: list[Any]) -> Cells:
+        return {load.name: functools.partial(self.measure, load) for load in loads}
+
+    def measure(self, load: Any) -> dict[str, Any]:
+        from jkv.benchmark import gpu_decode
+
+        plan, cells = self.plan, self.record.cells
+        config = plan.models[load.model]
+        need = gpu_decode.predicted_bytes(config, load.batch, load.budget) + gpu_decode.SLACK
+        batch, slots = plan.attention[0]
+        kernel = cells.get(f"attention pallas, {load.model} S{slots} B{batch}", {})
+        if load.kernels and "ms" not in kernel:
+            return {"skipped": f"decode_attention's kernel has no figures here: {kernel.get('skipped') or kernel}"}
+        if load.batch < 1 or (self.limit is not None and need > self.limit):
+            return {"skipped": f"needs {need / 1e9:.0f} GB" + (f" of {self.limit / 1e9:.0f}" if self.limit else "")}
+        # Compiling is nearly all of a cell's time, and the cells before tell how long it is.
+        longest = max((cell.get("compile_s", 0.0) for cell in cells.values()), default=0.0)
+        if self.record.left < max(plan.margin, 1.5 * longest):
+            return {"skipped": "no time left", "again": True}
+        if self.held != load.model:
+            self.model = None  # the other model's weights go first
+            gc.collect()
+            self.model, self.held = gpu_decode.random_model(config), load.model
+        gb_s = cells["copy"]["gb_s"]
+        return gpu_decode.measure(load, self.model, steps=plan.steps, calls=plan.calls, gb_s=gb_s)
+
+
+def _guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A cell, whatever happens: device time is too scarce to lose the other cells to one."""
+    try:
+        return measure()
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return {"skipped": "out of memory"}
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+    finally:
+        gc.collect()
+
+
+def _line(name: str, cell: dict[str, Any]) -> str:
+    if "skipped" in cell:
+        return f"{name}: skipped, {cell['skipped']}"
+    if "failed" in cell:
+        return f"{name}: FAILED, {cell['failed']}"
+    units = {"tokens_s": "tokens/s", "gb_s": "GB/s", "ms": "ms", "error": "off", "compile_s": "s to compile"}
+    return f"{name}: " + ", ".join(f"{cell[key]:.4g} {unit}" for key, unit in units.items() if key in cell)
+
+
+def table(record: Record) -> Table:
+    """Decode cells that were measured, and what they are compared with."""
+    head, cells = record.head, record.cells
+    title = f"Decode on {head['device']}, bfloat16, JAX {head['jax']}, {head['date']}, {head['commit']}"
+    made = Table(title=title, box=box.MARKDOWN)
+    for heading in ("model", "policy", "budget", "batch", "kernel", "tokens/s", "ms a step", "of the roofline"):
+        made.add_column(heading, justify="left" if heading in ("model", "policy", "kernel") else "right")
+    for name, cell in cells.items():
+        if "tokens_s" not in cell:
+            continue
+        made.add_row(
+            cell.get("model", name.split()[-1]), cell.get("policy", "transformers, full"),
+            str(cell.get("budget", round(cell["mean_slots"]))), str(cell["batch"]), cell.get("kernel", ""),
+            f"{cell['tokens_s']:,.0f}", f"{cell['ms_per_step']:.1f}",
+            f"{100 * cell['share_of_roofline']:.0f} %" if "share_of_roofline" in cell else "",
+        )  # fmt: skip
+    return made
+
+
+def notes(record: Record) -> str:
+    """What to read the table with."""
+    cells = record.cells
+    wrong = ", ".join(name for name, cell in cells.items() if cell.get("right") is False) or "none"
+    right = sum(cell.get("right") is True for cell in cells.values())
+    empty = sum("skipped" in cell or "failed" in cell for cell in cells.values())
+    return (
+        f"Roofline: bytes a step reads at {cells['copy'].get('gb_s', 0):,.0f} GB/s, the bandwidth of a copy. "
+        f"Ops right: {right}; wrong: {wrong}. Cells without figures: {empty}."
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,248 @@
+"""decode_attention for Hopper GPUs: a Pallas kernel (Mosaic GPU) over the occupied slots, split among thread blocks.
+
+One thread block takes a share of one row's and KV head's occupied blocks of BLOCK slots: keys and values come to shared
+memory by bulk copies, STAGES blocks ahead, the tensor cores multiply in bfloat16 and add in float32. Blocks past a
+row's length are neither read nor computed. The shares (an online softmax each) are put together by XLA; so is the new
+token put into its slot beforehand, by a scatter that is done in place.
+
+A bulk copy into the tensor cores' layout starts at a row that is a multiple of TILE, so the buffer is seen as one list
+of B*K*S rows and a share begins up to TILE - 1 rows before its KV head's first slot. What is read there, like dead
+slots at the end, belongs to somebody else: its scores are masked, and its values are zeroed before they are weighed.
+
+Not measured on a GPU yet: 'auto' does not choose it.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int32
+
+from jkv.ops.insert import xla as insert_xla
+
+BLOCK = 64  # slots
+STAGES = 2  # blocks of keys and of values on their way or in use; two thread blocks fit one multiprocessor
+TILE = 8  # rows: of shared memory's tiles, which query heads are padded to
+ROWS = 64  # rows of a tensor core's product
+THREAD_BLOCKS = 264  # to aim at: two for each multiprocessor of an H100
+SHORTEST = 4  # blocks: a share is not made shorter than this
+_LOWEST = -1e30
+
+
+def decode_attention(
+    q: Float[Array, "B N H"],
+    k_new: Float[Array, "B K H"],
+    v_new: Float[Array, "B K H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    slot: Int32[Array, "B"] | Int32[Array, "B K"],
+    length: Int32[Array, "B"],
+    *,
+    scale: float,
+    weights: bool = False,
+    interpret: object = None,
+) -> tuple[Float[Array, "B N H"], Float[Array, "B K S H"], Float[Array, "B K S H"], Float[Array, "B N S"] | None]:
+    """The op of `jkv.ops.decode_attention` on Hopper. interpret: parameters of Pallas' GPU interpreter (CPU), or None.
+
+    Raises:
+      NotImplementedError: another GPU than a Hopper; another dtype than bfloat16; H not 64 or 128; more than ROWS query
+        heads a KV head; B * K * S not a multiple of TILE.
+    """
+    batch, heads, dim = q.shape
+    kv_heads, slots = k.shape[1:3]
+    _check(q, k, interpret)
+    k, v = insert_xla.insert(k, v, k_new.astype(k.dtype), v_new.astype(v.dtype), slot)
+    group = heads // kv_heads
+    padded = -(-group // TILE) * TILE
+    query = q.astype(k.dtype).reshape(batch, kv_heads, group, dim)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, padded - group), (0, 0)))
+    length = jnp.clip(length, 0, slots)
+    # Scores are in units of log 2, for exp2.
+    share = _shares(query, k, v, length, scale=scale * math.log2(math.e), weights=weights, interpret=interpret)
+    weighted, top, total, score = share
+    highest = jnp.max(top, axis=2, keepdims=True)
+    shrink = jnp.exp2(top - highest)
+    total = jnp.sum(total * shrink, axis=2)
+    total = jnp.where(total > 0, total, jnp.float32(1))
+    out = jnp.sum(weighted * shrink[..., None], axis=2) / total[..., None]
+    out = out[:, :, :group].reshape(q.shape).astype(q.dtype)
+    if score is None:
+        return out, k, v, None
+    lead = _lead(jnp.arange(batch * kv_heads, dtype=jnp.int32).reshape(batch, kv_heads), slots)
+    cut = jax.vmap(jax.vmap(lambda row, at: lax.dynamic_slice_in_dim(row, at, slots, axis=1)))
+    score = cut(score, lead)[:, :, :group]
+    weight = jnp.exp2(score - highest[:, :, 0, :group, None]) / total[:, :, :group, None]
+    live = jnp.arange(slots, dtype=jnp.int32)[None, :] < length[:, None]
+    return out, k, v, jnp.where(live[:, None, None], weight, jnp.float32(0)).reshape(batch, heads, slots)
+
+
+def _check(q: jax.Array, k: jax.Array, interpret: object) -> None:
+    batch, kv_heads, slots, dim = k.shape
+    if interpret is None and jax.default_backend() == "gpu":
+        capability = str(jax.local_devices()[0].compute_capability)
+        if not capability.startswith("9."):
+            raise NotImplementedError(f"its tensor core instructions are Hopper's (9.0), not those of {capability}")
+    if k.dtype != jnp.bfloat16:
+        raise NotImplementedError(f"it multiplies bfloat16, not {k.dtype}")
+    if dim not in (64, 128):
+        raise NotImplementedError(f"head dim {dim} is neither 64 nor 128")
+    if q.shape[1] > ROWS * kv_heads:
+        raise NotImplementedError(f"{q.shape[1] // kv_heads} query heads a KV head are more than {ROWS}")
+    if batch * kv_heads * slots % TILE:
+        raise NotImplementedError(f"{batch} rows x {kv_heads} KV heads x {slots} slots are no multiple of {TILE}")
+
+
+def _lead(index: jax.Array, slots: int) -> jax.Array:
+    """How far before its first slot KV head number `index` (b * K + head) is read from."""
+    return lax.rem(index * jnp.int32(slots), jnp.int32(TILE))
+
+
+def _shares(query, k, v, length, *, scale, weights, interpret):
+    """Per share: weighted values [B, K, splits, g, H], highest score and sum of weights [B, K, splits, g], all float32.
+    Also, if asked for, the scores of all slots [B, K, g, whole blocks]; dead ones are undefined. g: G padded."""
+    batch, kv_heads, slots, dim = k.shape
+    padded = query.shape[2]
+    most = pl.cdiv(slots + TILE - 1, BLOCK)
+    splits = max(1, min(pl.cdiv(THREAD_BLOCKS, batch * kv_heads), most // SHORTEST))
+    tiles = (plgpu.TilingTransform((TILE, 64)), plgpu.SwizzleTransform(128))
+    float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    out_type = [float32(batch, kv_heads, splits, padded, dim), *[float32(batch, kv_heads, splits, padded)] * 2]
+    if weights:
+        out_type.append(float32(batch, kv_heads, padded, most * BLOCK))
+    kernel = plgpu.kernel(
+        functools.partial(_attend, slots=slots, splits=splits, scale=scale, interpret=interpret),
+        out_type=tuple(out_type),
+        grid=(splits, kv_heads, batch),
+        grid_names=("split", "head", "row"),
+        kernel_name="decode_attention",
+        scratch_types={
+            "q_tile": plgpu.SMEM((ROWS, dim), k.dtype, transforms=tiles),
+            "k_tile": plgpu.SMEM((STAGES, BLOCK, dim), k.dtype, transforms=tiles),
+            "v_tile": plgpu.SMEM((STAGES, BLOCK, dim), k.dtype, transforms=tiles),
+            "q_here": plgpu.Barrier(),
+            "k_here": plgpu.Barrier(num_barriers=STAGES),
+            "v_here": plgpu.Barrier(num_barriers=STAGES),
+        },
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **({} if interpret is None else {"interpret": interpret}),
+    )
+    # Buffers as one list of rows: no bytes move.
+    rows = lambda x: x.reshape(batch * kv_heads * slots, dim)
+    found = kernel(query, rows(k), rows(v), length)
+    return (*found, None) if len(found) == 3 else found
+
+
+def _attend(
+    q_ref,  # [B, K, g, H]
+    k_ref,  # [B*K*S, H]
+    v_ref,
+    length_ref,  # [B]
+    *refs,  # the outputs of `_shares`
+    slots: int,
+    splits: int,
+    scale: float,
+    interpret: object,
+    q_tile,  # [ROWS, H]: rows past g hold what shared memory held before. No row of a product depends on another.
+    k_tile,  # [STAGES, BLOCK, H]
+    v_tile,
+    q_here,
+    k_here,
+    v_here,
+):
+    weighted_ref, top_ref, total_ref, *score_ref = refs
+    split, head, row = (lax.axis_index(name) for name in ("split", "head", "row"))
+    lay_out = plgpu.layout_cast if interpret is None else lambda x, layout: x  # the interpreter knows no layouts
+    padded, dim = q_ref.shape[2:]
+    length = length_ref[row]
+    index = row * q_ref.shape[1] + head
+    lead = _lead(index, slots)
+    origin = index * slots - lead
+    blocks = jnp.where(length > 0, lax.div(lead + length + (BLOCK - 1), jnp.int32(BLOCK)), 0)
+    each = lax.div(blocks + (splits - 1), jnp.int32(splits))
+    first = jnp.minimum(split * each, blocks)
+    count = jnp.minimum(each, blocks - first)
+
+    def fetch(ref, tile, here, i):
+        @pl.when(i < count)
+        def _():
+            stage = lax.rem(i, jnp.int32(STAGES))
+            start = pl.multiple_of(origin + (first + i) * BLOCK, TILE)
+            plgpu.copy_gmem_to_smem(ref.at[pl.ds(start, BLOCK)], tile.at[stage], here.at[stage])
+
+    plgpu.copy_gmem_to_smem(q_ref.at[row, head], q_tile.at[pl.ds(0, padded)], q_here)
+    for i in range(STAGES):
+        fetch(k_ref, k_tile, k_here, jnp.int32(i))
+        fetch(v_ref, v_tile, v_here, jnp.int32(i))
+    plgpu.barrier_wait(q_here)
+
+    def live(i, shape, axis):
+        at = lay_out(lax.broadcasted_iota(jnp.int32, shape, axis), plgpu.Layout.WGMMA) + (first + i) * BLOCK
+        return (at >= lead) & (at < lead + length)
+
+    def block(i, state):
+        top, total, weighted = state
+        stage = lax.rem(i, jnp.int32(STAGES))
+        plgpu.barrier_wait(k_here.at[stage])
+        score = _multiply(q_tile, k_tile.at[stage], transposed=True, interpret=interpret) * scale
+        fetch(k_ref, k_tile, k_here, i + STAGES)
+        if score_ref:
+            _put(score, score_ref[0].at[row, head, :, pl.ds((first + i) * BLOCK, BLOCK)])
+        here = live(i, (ROWS, BLOCK), 1)
+        score = jnp.where(here, score, _LOWEST)
+        higher = jnp.maximum(top, jnp.max(score, axis=1))
+        shrink = jnp.exp2(top - higher)
+        weight = jnp.where(here, jnp.exp2(score - lax.broadcast_in_dim(higher, score.shape, [0])), 0.0)
+        total = total * shrink + jnp.sum(weight, axis=1)
+        plgpu.barrier_wait(v_here.at[stage])
+        start = (first + i) * BLOCK
+
+        @pl.when((start < lead) | (start + BLOCK > lead + length))
+        def _():  # zero times NaN is NaN
+            value = v_tile[stage]
+            v_tile[stage] = jnp.where(live(i, value.shape, 0), value, jnp.zeros_like(value))
+            plgpu.commit_smem()
+
+        weight = weight.astype(v_tile.dtype)
+        weighted = weighted * lax.broadcast_in_dim(shrink, weighted.shape, [0])
+        weighted += _multiply(weight, v_tile.at[stage], transposed=False, interpret=interpret)
+        fetch(v_ref, v_tile, v_here, i + STAGES)
+        return higher, total, weighted
+
+    per_row = lambda value: lay_out(jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+    nothing = lay_out(jnp.zeros((ROWS, dim), jnp.float32), plgpu.Layout.WGMMA)
+    start = (per_row(_LOWEST), per_row(0.0), nothing)
+    top, total, weighted = lax.fori_loop(jnp.int32(0), count, block, start)
+    _put(weighted, weighted_ref.at[row, head, split])
+    _put(top, top_ref.at[row, head, split])
+    _put(total, total_ref.at[row, head, split])
+
+
+def _put(value, ref):
+    """The first rows of `value`, as many as `ref` has, by way of shared memory."""
+
+    def scoped(tile):
+        tile[...] = value
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(tile.at[pl.ds(0, ref.shape[0])], ref)
+        plgpu.wait_smem_to_gmem(0)
+
+    pl.run_scoped(scoped, plgpu.SMEM(value.shape, value.dtype))
+
+
+def _multiply(a, b, *, transposed, interpret):
+    """a @ b, or a @ b.T, by the tensor cores. a: in shared memory or in registers; b: in shared memory."""
+    if interpret is not None:  # the interpreter knows neither transposed operands nor such in registers
+        left, right = (x[...].astype(jnp.float32) for x in (a, b))
+        return left @ (right.T if transposed else right)
+    b = plgpu.transpose_ref(b, (1, 0)) if transposed else b
+
+    def product(total):
+        plgpu.wgmma(total, a, b)
+        return total[...]
+
+    rows, columns = a.shape[0], b.shape[1]
+    return pl.run_scoped(product, plgpu.WGMMAAccumulatorRef((rows, columns), jnp.float32))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,87 @@
+"""decode_attention in plain XLA for GPUs and TPUs: over the whole buffer, whatever the rows' lengths.
+
+Nothing of the buffer's size is made beside it: it is read in its own dtype and added up in float32. Zero times NaN is
+NaN, so values of dead slots need a mask, and a masked operand of a dot would be written out first. So
+
+- on TPU the dot reads the values as they are, and rows that come out broken are done again, one at a time;
+- elsewhere the weighted values are summed without a dot: the mask is then part of reading them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+
+def attend(
+    q: Float[Array, "B N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    length: Int32[Array, "B"],
+    *,
+    scale: float,
+    weights: bool = False,
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N S"] | None]:
+    """Attention over the first `length[b]` slots, [B, N, H] in the dtype of q, and on request its float32 weights.
+
+    Dead slots may hold NaN; a row of length 0 gives zeros.
+    """
+    batch = q.shape[0]
+    weight = attention_weights(q, k, length, scale=scale)
+    live = jnp.arange(k.shape[2], dtype=jnp.int32)[None, :] < length[:, None]
+    grouped = weight.reshape(batch, k.shape[1], -1, k.shape[2])
+    out = lax.platform_dependent(grouped, v, live, tpu=_dot, default=_sum)
+    return out.reshape(q.shape).astype(q.dtype), weight if weights else None
+
+
+def attention_weights(
+    q: Float[Array, "B N H"], k: Float[Array, "B K S H"], length: Int32[Array, "B"], *, scale: float
+) -> Float[Array, "B N S"]:
+    """The softmax weights of each slot, float32; zero at dead ones."""
+    batch, heads, dim = q.shape
+    kv_heads, slots = k.shape[1:3]
+    query = (q.astype(jnp.float32) * jnp.float32(scale)).astype(k.dtype)
+    query = query.reshape(batch, kv_heads, heads // kv_heads, dim)
+    live = (jnp.arange(slots, dtype=jnp.int32)[None, :] < length[:, None])[:, None, None]
+    score = jnp.einsum("BKGH,BKSH->BKGS", query, k, precision=_precision(k), preferred_element_type=jnp.float32)
+    score = jnp.where(live, score, jnp.float32(-1e30))
+    weight = jnp.where(live, jnp.exp(score - jnp.max(score, axis=-1, keepdims=True)), jnp.float32(0))
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    return (weight / jnp.where(total > 0, total, jnp.float32(1))).reshape(batch, heads, slots)
+
+
+def _precision(x: jax.Array) -> lax.Precision | None:
+    """Float32 is multiplied as such: accelerators would round it first."""
+    return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def _sum(
+    weight: Float[Array, "B K G S"], v: Float[Array, "B K S H"], live: Bool[Array, "B S"]
+) -> Float[Array, "B K G H"]:
+    values = jnp.where(live[:, None, :, None], v, jnp.zeros((), v.dtype)).astype(jnp.float32)
+    # One sum a query head: XLA merges them by twos, but would write out the product of all.
+    return jnp.stack([jnp.sum(weight[:, :, g, :, None] * values, axis=2) for g in range(weight.shape[2])], axis=2)
+
+
+def _dot(
+    weight: Float[Array, "B K G S"], v: Float[Array, "B K S H"], live: Bool[Array, "B S"]
+) -> Float[Array, "B K G H"]:
+    batch = weight.shape[0]
+    weight = weight.astype(v.dtype)
+    row = jnp.arange(batch, dtype=jnp.int32)
+    cut = lambda x, b: lax.dynamic_slice_in_dim(x, b, 1)
+
+    def weigh(weight: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.einsum("BKGS,BKSH->BKGH", weight, v, precision=_precision(v), preferred_element_type=jnp.float32)
+
+    def next_row(after: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where(broken & (row > after), row, jnp.int32(batch)))
+
+    def mend(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        b, out = state
+        values = jnp.where(cut(live, b)[:, None, :, None], cut(v, b), jnp.zeros((), v.dtype))
+        return next_row(b), lax.dynamic_update_slice_in_dim(out, weigh(cut(weight, b), values), b, 0)
+
+    out = weigh(weight, v)
+    broken = ~jnp.all(jnp.isfinite(out), axis=(1, 2, 3))
+    return lax.while_loop(lambda state: state[0] < batch, mend, (next_row(jnp.int32(-1)), out))[1]

@@ -1,0 +1,1 @@
+from jkv.ops.key_similarity.api import key_similarity as key_similarity

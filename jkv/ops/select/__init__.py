@@ -1,0 +1,1 @@
+from jkv.ops.select.api import select as select

@@ -1,0 +1,42 @@
+"""The whole decode loop with the TPU kernels, on a simulated TPU: the tokens and the kept positions are XLA's."""
+
+import pytest
+from flax import nnx
+from jax.experimental.pallas import tpu as pltpu
+
+from jkv.config import ModelConfig
+from jkv.engine import Engine, Request
+from jkv.models import Decoder
+from jkv.ops import dispatch
+from jkv.policies import Retention, get_policy
+from tests.ops.kernels import INTERPRET
+from tests.tiny import complete, prompts
+
+CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True)
+
+
+def _run(policy, rule, implementation):
+    model = Decoder(CONFIG, rngs=nnx.Rngs(0))
+    model.embed[...] = model.embed[...] * 30
+    engine = Engine(model, policy=policy, rule=rule, batch_size=2, eos_ids=(), implementation=implementation)
+    requests = [Request(str(i), prompt, 16) for i, prompt in enumerate(prompts(5, 11, 8))]
+    done, evictions = complete(engine, requests, trace=True)
+    assert engine.traces["decode"] == 1
+    return {key: (value.token_ids, value.kept, evictions[key]) for key, value in done.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "retain", "granularity"),
+    [
+        ("h2o", 13, "shared"),
+        ("rkv", 13, "head"),
+        ("h2o", 15, "head"),
+    ],
+)
+def test_the_kernels_decode_as_xla_does(policy, retain, granularity):
+    rule = Retention(16, retain, window=4, sinks=1, granularity=granularity)
+    expected = _run(get_policy(policy)(), rule, "xla")
+    assert all(len(evictions) >= 2 for _, _, evictions in expected.values())
+    with dispatch.target("tpu"), pltpu.force_tpu_interpret_mode(INTERPRET):
+        assert _run(get_policy(policy)(), rule, "pallas") == expected
