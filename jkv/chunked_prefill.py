@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jkv.axes import Array, Bool, Int, UInt32
+from jkv.axes import Array, Bool, Float, Int, UInt32
 from jkv.cache import LayerKV
 from jkv.eviction import evict, row_of
 from jkv.policies.base import Needs, NewTokens
 from jkv.prefill import fresh_row, put_row
+from jkv.shards import of_owner, own_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 from jkv.step import emit, record
 
@@ -48,9 +49,7 @@ class ChunkAttention:
         layer: LayerKV = kv
         piece, (slots, h) = q.shape[1], layer.k.shape[2:]
         token = jnp.arange(piece)
-        at = jnp.where(token < self.count, self.length + token, slots)  # out of range: dropped
-        put = lambda buffer, new: buffer.at[self.row, :, at].set(new[0].astype(buffer.dtype), mode="drop")
-        k_slots, v_slots = put(layer.k, k), put(layer.v, v)
+        k_slots, v_slots = (self._put(buffer, new) for buffer, new in ((layer.k, k), (layer.v, v)))
 
         cut = lambda buffer: jax.lax.dynamic_index_in_dim(buffer, self.row, keepdims=False)  # [K, S, H]
         seen = jnp.arange(slots)[None, :] <= (self.length + token)[:, None]  # [T, S]
@@ -70,6 +69,18 @@ class ChunkAttention:
             queries = queries.at[self.row, place].set(q[0].astype(queries.dtype), mode="drop")
         attention = weights.reshape(1, q.shape[2], piece, slots) if self.needs.attention else None
         return out, (LayerKV(k_slots, v_slots, queries), attention, x if self.needs.inputs else None)
+
+    def _put(self, buffer: Float[Array, "B K S H"], new: Float[Array, "1 T K H"]) -> Float[Array, "B K S H"]:
+        """The piece's first ``count`` tokens in the row's next slots: a slice read, mended and written back. A scatter
+        would make the TPU compiler change the layout of the buffer, which copies all of it."""
+        piece, zero = new.shape[1], jnp.int32(0)
+        start = jnp.minimum(self.length, buffer.shape[2] - piece)
+        corner = (self.row, zero, start, zero)
+        old = jax.lax.dynamic_slice(buffer, corner, (1, buffer.shape[1], piece, buffer.shape[3]))
+        token = jnp.arange(piece) - (self.length - start)  # which belongs in each slot of the slice
+        fresh = (token >= 0) & (token < self.count)
+        moved = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)[:, :, jnp.clip(token, 0, piece - 1)]
+        return jax.lax.dynamic_update_slice(buffer, jnp.where(fresh[None, None, :, None], moved, old), corner)
 
 
 def chunked_prefill(
@@ -91,28 +102,30 @@ def chunked_prefill(
     the state, ``done``, and the first token (-1 until ``done`` is ``length``).
     """
     model = nnx.merge(program.graph, weights)
+    # On a mesh every shard reads along, in a row of its own; what it would write is dropped unless the row is its.
+    row, mine = own_row(row, state.active.shape[0])
     fresh = fresh_row(program, state, length, limit, key)
     # The first token is drawn at the end: until then the row is at work on its prompt and nothing is generated.
     start, _ = row_of(state, row)
     books = jax.tree.map(lambda new, old: jnp.where(done == 0, new.astype(old.dtype), old), fresh, start)
-    state = put_row(state, books, state.cache.layers, row)
-    state = dataclasses.replace(state, position=state.position.at[row].set(done))
+    state = put_row(state, dataclasses.replace(books, position=done[None]), state.cache.layers, row, mine)
     rows = jnp.arange(state.active.shape[0]) == row
+    rows = rows if mine is None else rows & mine
     piece = piece_length(program)
     evictions_before = state.evictions[row]
     last = jnp.zeros((1, 1, program.config.d_model), model.embed[...].dtype)
 
     def more(carry) -> jax.Array:
         state, done, _ = carry
-        return (done < length) & ~(stop_on_evict & (state.evictions[row] > evictions_before))
+        return (done < length) & ~(stop_on_evict & of_owner(state.evictions[row] > evictions_before, mine))
 
     def read(carry):
         state, done, last = carry
-        room = state.cache.budget - state.cache.length[row]
+        room = state.cache.budget - of_owner(state.cache.length[row], mine)
         count = jnp.minimum(jnp.minimum(piece, room), length - done)
         padded = jnp.pad(tokens, (0, piece))  # so that a piece never starts too late to be cut whole
         ids = jax.lax.dynamic_slice_in_dim(padded, done, piece)
-        state, hidden = _read_piece(program, model, parameters, state, row, ids, count)
+        state, hidden = _read_piece(program, model, parameters, state, row, ids, count, mine)
         newest = jax.lax.dynamic_slice_in_dim(hidden, jnp.maximum(count - 1, 0), 1, axis=1)
         state = _evict_if_full(program, parameters, state, rows, more_to_come=done + count < length)
         return state, done + count, jnp.where(count > 0, newest, last)
@@ -126,13 +139,23 @@ def chunked_prefill(
     ended, first = emit(books, drawn, program)
     waiting = dataclasses.replace(books, position=done[None], active=jnp.zeros((1,), jnp.bool_))
     books = jax.tree.map(lambda x, y: jnp.where(finished, x, y), ended, waiting)
-    return put_row(state, books, state.cache.layers, row), done, jnp.where(finished, first[0], -1)
+    first = of_owner(first[0], mine)
+    return put_row(state, books, state.cache.layers, row, mine), done, jnp.where(finished, first, -1)
 
 
 def _read_piece(
-    program: Program, model, parameters: Any, state: DecodeState, row, ids: Int[Array, " T"], count: Int[Array, ""]
+    program: Program,
+    model,
+    parameters: Any,
+    state: DecodeState,
+    row,
+    ids: Int[Array, " T"],
+    count: Int[Array, ""],
+    mine: Bool[Array, ""] | None,
 ) -> tuple[DecodeState, jax.Array]:
     """``count`` of the tokens ``ids`` into the row's next slots. Returns the state and hidden states [1, T, D]."""
+    if mine is not None:
+        count = jnp.where(mine, count, 0)
     books, _ = row_of(state, row)
     needs, token = program.policy.needs, jnp.arange(ids.shape[0])
     length, position = books.cache.length[0], books.position[0] + token
@@ -155,7 +178,7 @@ def _read_piece(
     )
     books = record(books, (), (length + count)[None], new, program)
     books = dataclasses.replace(books, position=books.position + count)
-    return put_row(state, books, layers, row), hidden
+    return put_row(state, books, layers, row, mine), hidden
 
 
 def _evict_if_full(program: Program, parameters: Any, state: DecodeState, rows, *, more_to_come) -> DecodeState:

@@ -6,6 +6,7 @@ neighbours. The others are scored all rows at once.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from jkv.ops.evict import compact
 from jkv.ops.select import select
 from jkv.policies.base import Slots
 from jkv.policies.retention import priority, victim
+from jkv.sharding import per_shard
+from jkv.shards import anywhere, spread, write_row
 from jkv.state import EVICTION, DecodeState, Program, row_keys
 
 
@@ -72,7 +75,8 @@ def decide(
             keep = lambda now, before: jnp.where(jax.lax.expand_dims(rows, range(1, now.ndim)), now, before)
             return keep(chosen, nothing), jax.tree.map(keep, looked, state.policy)
 
-        return jax.lax.cond(jnp.any(rows), all_rows, lambda: (nothing, state.policy))
+        (some,) = anywhere(jnp.any(rows))
+        return jax.lax.cond(some, all_rows, lambda: (nothing, state.policy))
 
     row = jnp.arange(rows.shape[0], dtype=jnp.int32)
 
@@ -82,11 +86,12 @@ def decide(
     def one_row(carry):
         b, chosen, policy = carry
         here, looked = choose(*row_of(dataclasses.replace(state, policy=policy), b))
-        put = lambda leaf, value: jax.lax.dynamic_update_slice_in_dim(leaf, value, b, axis=0)
+        mine = b < rows.shape[0] if spread() else None  # a shard whose rows are done waits for the others'
+        put = lambda leaf, value: write_row(leaf, value, b, mine)
         return next_row(b), put(chosen, here), jax.tree.map(put, policy, looked)
 
     start = (next_row(jnp.int32(-1)), nothing, state.policy)
-    _, chosen, policy = jax.lax.while_loop(lambda carry: carry[0] < rows.shape[0], one_row, start)
+    _, chosen, policy = jax.lax.while_loop(lambda carry: anywhere(carry[0] < rows.shape[0])[0], one_row, start)
     return chosen, policy
 
 
@@ -106,7 +111,9 @@ def evict(program: Program, parameters: Any, state: DecodeState, rows: Bool[Arra
     for index, layer in enumerate(cache.layers):
         kept = source[:, index if source.shape[1] > 1 else 0]  # [B, k, R]
         kept = kept if kept.shape[1] > 1 else kept[:, 0]
-        k, v = compact(layer.k, layer.v, kept, rows, implementation=program.implementation)
+        move = functools.partial(compact, implementation=program.implementation)
+        letters = ("BKSH", "BKSH", "BKR" if kept.ndim == 3 else "BR", "B")
+        k, v = per_shard(move, letters, letters[:2])(layer.k, layer.v, kept, rows)
         layers.append(dataclasses.replace(layer, k=k, v=v))
 
     def follow(leaf: jax.Array) -> jax.Array:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jkv.axes import Array, Int, UInt32
+from jkv.axes import Array, Bool, Int, UInt32
 from jkv.cache import KVCache, LayerKV
-from jkv.models.attention import CausalAttention
+from jkv.ops.prefill_attention import prefill_attention
 from jkv.policies.base import NewTokens
+from jkv.shards import own_row, write_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 from jkv.step import emit, record
 
@@ -34,9 +35,11 @@ def buckets(budget: int, smallest: int = 32) -> tuple[int, ...]:
 class PrefillAttention:
     """Causal attention over the prompt; ``kv`` out is (q, k, v, x)."""
 
+    implementation: str
+
     def __call__(self, q, k, v, kv, x):
-        out, _ = CausalAttention()(q, k, v, kv, x)
-        return out, (q, k, v, x)
+        del kv
+        return prefill_attention(q, k, v, implementation=self.implementation), (q, k, v, x)
 
 
 def prefill(
@@ -55,9 +58,10 @@ def prefill(
     Nothing of the row's former request survives: policy state, books and key are new.
     """
     model = nnx.merge(program.graph, weights)
+    row, mine = own_row(row, state.active.shape[0])
     padded = tokens.shape[0]
     positions = jnp.arange(padded)[None]
-    hidden, per_layer = model(tokens[None], positions, PrefillAttention())
+    hidden, per_layer = model(tokens[None], positions, PrefillAttention(program.implementation))
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
     logits = model.logits(last)[:, 0]
 
@@ -77,19 +81,26 @@ def prefill(
         inputs=tuple(x for *_, x in per_layer) if needs.inputs else None,
     )
     layers = tuple(
-        _insert_prompt(layer, row, k, v, q, length)
+        _insert_prompt(layer, row, k, v, q, length, mine)
         for layer, (q, k, v, _) in zip(state.cache.layers, per_layer, strict=True)
     )
     # The books of one fresh row are made at B = 1, then written over the batch's row; the buffers were written above.
     fresh = record(fresh, (), length[None], new, program)
     drawn = program.sampler(logits, row_keys(key[None], SAMPLING, fresh.position + 1))
     fresh, first = emit(fresh, drawn, program)
-    return put_row(state, fresh, layers, row), first[0]
+    return put_row(state, fresh, layers, row, mine), first[0]
 
 
-def put_row(state: DecodeState, books: DecodeState, layers: tuple[LayerKV, ...], row: Int[Array, ""]) -> DecodeState:
-    """The batch with the books [B = 1] of one row written over its own, and these layers."""
-    put = lambda leaf, value: jax.lax.dynamic_update_slice_in_dim(leaf, value.astype(leaf.dtype), row, axis=0)
+def put_row(
+    state: DecodeState,
+    books: DecodeState,
+    layers: tuple[LayerKV, ...],
+    row: Int[Array, ""],
+    mine: Bool[Array, ""] | None = None,
+) -> DecodeState:
+    """The batch with the books [B = 1] of one row written over its own (unless it is not ``mine``: see `jkv.shards`),
+    and these layers."""
+    put = lambda leaf, value: write_row(leaf, value.astype(leaf.dtype), row, mine)
     batch = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=()))
     batch = jax.tree.map(put, batch, books)
     return dataclasses.replace(batch, cache=dataclasses.replace(batch.cache, layers=layers))
@@ -121,13 +132,11 @@ def fresh_row(program: Program, state: DecodeState, length, limit, key) -> Decod
     )
 
 
-def _insert_prompt(layer: LayerKV, row, k, v, q, length) -> LayerKV:
+def _insert_prompt(layer: LayerKV, row, k, v, q, length, mine) -> LayerKV:
     """Keys and values [1, T, K, H] into the row's first T slots; what padding leaves behind ``length`` is dead."""
 
     def put(slots: jax.Array, values: jax.Array) -> jax.Array:
-        values = jnp.swapaxes(values, 1, 2).astype(slots.dtype)
-        start: Any = (row, jnp.int32(0), jnp.int32(0), jnp.int32(0))
-        return jax.lax.dynamic_update_slice(slots, values, start)
+        return write_row(slots, jnp.swapaxes(values, 1, 2).astype(slots.dtype), row, mine)
 
     queries = layer.queries
     if queries is not None:
@@ -136,5 +145,5 @@ def _insert_prompt(layer: LayerKV, row, k, v, q, length) -> LayerKV:
         newest = length - 1
         position = newest - (newest - jnp.arange(n)) % n
         recent = q[0][jnp.clip(position, 0)] * (position >= 0)[:, None, None].astype(q.dtype)
-        queries = jax.lax.dynamic_update_slice_in_dim(queries, recent[None].astype(queries.dtype), row, axis=0)
+        queries = write_row(queries, recent[None].astype(queries.dtype), row, mine)
     return LayerKV(put(layer.k, k), put(layer.v, v), queries)

@@ -1,4 +1,5 @@
-"""Where arrays live on a mesh of devices, told by axis letters: rows (B) on `data`, heads (N, K) on `model`."""
+"""Where arrays live on a mesh of devices, told by axis letters: rows (B) on `data`; heads (N, K), feed-forward (F) and
+vocabulary (V) on `model`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 
 DATA, MODEL = "data", "model"
-_AXIS_OF = {"B": DATA, "N": MODEL, "K": MODEL}
+_AXIS_OF = {"B": DATA, "N": MODEL, "K": MODEL, "F": MODEL, "V": MODEL}
 
 
 def spec(letters: str, axes: tuple[str, ...] = (DATA, MODEL)) -> PartitionSpec:

@@ -14,6 +14,7 @@ from jkv.models.decoder import Decoder
 from jkv.ops.decode_attention import decode_attention
 from jkv.ops.rows import pad_rows
 from jkv.policies.base import Needs, NewTokens
+from jkv.shards import anywhere
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 
 
@@ -162,12 +163,15 @@ def decode(
     active_at_start, evictions_at_start = state.active, state.evictions
     out = jnp.full((state.token.shape[0], steps), -1, jnp.int32)
 
-    def more(carry) -> jax.Array:
+    def more(carry, *, room: bool = False) -> jax.Array:
         state, _, done = carry
         finished = jnp.any(active_at_start & ~state.active)
         evicted = jnp.any(state.evictions > evictions_at_start)
+        flags = (finished, evicted, jnp.any(state.active), *((jnp.any(full_rows(state)),) if room else ()))
+        finished, evicted, active, *full = anywhere(*flags)
         stop = (stop_on_finish & finished) | (stop_on_evict & evicted)
-        return (done < steps) & jnp.any(state.active) & ~stop
+        going = (done < steps) & active & ~stop
+        return going & ~full[0] if room else going
 
     def one_step(carry):
         state, out, done = carry
@@ -175,7 +179,7 @@ def decode(
         return state, jax.lax.dynamic_update_slice(out, token[:, None], (jnp.int32(0), done)), done + 1
 
     def until_full(carry):
-        carry = jax.lax.while_loop(lambda c: more(c) & ~jnp.any(full_rows(c[0])), one_step, carry)
+        carry = jax.lax.while_loop(lambda c: more(c, room=True), one_step, carry)
         return evict(program, parameters, carry[0], full_rows(carry[0])), *carry[1:]
 
     body = until_full if program.bulk else one_step

@@ -14,6 +14,7 @@ from jkv.axes import Array, Float
 from jkv.config import ModelConfig
 from jkv.models.layers import Projection, RMSNorm
 from jkv.models.rope import rotate
+from jkv.ops.prefill_attention.xla import prefill_attention
 
 
 @runtime_checkable
@@ -36,13 +37,12 @@ class Attend(Protocol):
 class CausalAttention:
     """Every token attends to itself and its predecessors; ``kv`` out is the (k, v) of all tokens.
 
-    Right-padding needs no mask: a real token never looks at what comes after it.
+    Right-padding needs no mask: a real token never looks at what comes after it. Differentiable: for training.
     """
 
     def __call__(self, q, k, v, kv, x):
         del kv, x
-        with jax.numpy_dtype_promotion("standard"):  # in bfloat16 it promotes its logits to float32 implicitly
-            return jax.nn.dot_product_attention(q, k, v, is_causal=True), (k, v)
+        return prefill_attention(q, k, v), (k, v)
 
 
 class Attention(nnx.Module):

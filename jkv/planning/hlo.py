@@ -1,0 +1,127 @@
+"""What a compiled program does with its buffers, read off its text (HLO after all of XLA's passes)."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
+_SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]")
+_CALLED = re.compile(r"\b(?:calls|to_apply)=%([\w.-]+)")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8}
+# These name a buffer that is there already, or write into it.
+_NAMES = {"parameter", "get-tuple-element", "tuple", "while", "conditional", "call", "bitcast", "opt-barrier"}
+_IN_PLACE = {"dynamic-update-slice", "scatter"}
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+
+
+class Instruction(NamedTuple):
+    """One instruction. ``shapes``: (dtype, dims) of its result, of each part where it is a tuple."""
+
+    name: str
+    op: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    rest: str
+    computation: str
+
+
+def instructions(text: str) -> Iterator[Instruction]:
+    """Every instruction of every computation, fused ones included."""
+    here = ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            found = _COMPUTATION.match(line)
+            here = found[1] if found else here
+        elif (found := _INSTRUCTION.match(line)) is not None:
+            name, result, op, rest = found.groups()
+            shapes = tuple((kind, _dims(dims)) for kind, dims in _SHAPE.findall(result))
+            yield Instruction(name, op, shapes, rest, here)
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",")) if text else ()
+
+
+def kv_copies(text: str, shape: tuple[int, ...]) -> list[str]:
+    """'op name' of every instruction that makes a new array of at least the size of one device's K or V buffer.
+
+    shape: [B, K, S, H] of one device. Counted are results of as many elements in any arrangement, of any dtype of two
+    bytes or more. Not counted is what names a buffer that is there (parameters, tuples, loops, bitcasts) or writes into
+    it: dynamic-update-slice, scatter, fusions that end in one, and kernels whose result is one of their operands.
+    """
+    everything = list(instructions(text))
+    inner = {called for i in everything if i.op != "call" for called in _CALLED.findall(i.rest)}
+    roots = _roots(text)
+    size = math.prod(shape)
+    found = []
+    for i in everything:
+        big = any(math.prod(dims) >= size and _is_kv(dims, shape) for _, dims in i.shapes)
+        if not big or i.computation in inner or i.op in _NAMES or i.op in _IN_PLACE:
+            continue
+        called = _CALLED.search(i.rest)
+        if i.op == "fusion" and called and roots.get(called[1], set()) <= _IN_PLACE:
+            continue
+        if i.op == "custom-call" and "output_to_operand_aliasing" in i.rest:
+            continue
+        found.append(f"{i.op} {i.name}")
+    return found
+
+
+def _is_kv(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of these sizes can hold the buffer: as many elements, or S and H among them and more."""
+    return math.prod(dims) == math.prod(shape) or (shape[2] in dims and shape[3] in dims)
+
+
+def _roots(text: str) -> dict[str, set[str]]:
+    """What each computation ends in: the op of its root, or of the root tuple's parts, looking through bitcasts."""
+    by_name = {(i.computation, i.name): i for i in instructions(text)}
+    found: dict[str, set[str]] = {}
+    here = ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            match = _COMPUTATION.match(line)
+            here = match[1] if match else here
+        elif line.lstrip().startswith("ROOT ") and (match := _INSTRUCTION.match(line)):
+            found[here] = set(_ends(by_name, here, match[1]))
+    return found
+
+
+def _ends(by_name: dict[tuple[str, str], Instruction], computation: str, name: str) -> Iterator[str]:
+    i = by_name[computation, name]
+    if i.op in ("tuple", "bitcast"):
+        for operand in re.findall(r"%([\w.-]+)", i.rest):
+            if (computation, operand) in by_name:
+                yield from _ends(by_name, computation, operand)
+    else:
+        yield i.op
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """By kind: how many there are, and the bytes of the largest one's result."""
+    count: Counter[str] = Counter()
+    largest: Counter[str] = Counter()
+    for i in instructions(text):
+        kind = i.op.removesuffix("-start")
+        if kind in COLLECTIVES:
+            count[kind] += 1
+            size = max((_BYTES.get(dtype, 4) * math.prod(dims) for dtype, dims in i.shapes), default=0)
+            largest[kind] = max(largest[kind], size)
+    return {kind: {"count": count[kind], "largest_bytes": largest[kind]} for kind in sorted(count)}
+
+
+def kernels(text: str) -> Counter[str]:
+    """Pallas TPU kernels by name, and how often each is called."""
+    found: Counter[str] = Counter()
+    for i in instructions(text):
+        if i.op == "custom-call" and 'custom_call_target="tpu_custom_call"' in i.rest:
+            found[re.sub(r"[.\d]+$", "", i.name)] += 1
+    return found
+
+
+def aliased(text: str) -> int:
+    """How many outputs of the program are one of its inputs' buffers."""
+    head = text.split("\n", 1)[0]
+    found = re.search(r"input_output_alias=\{(.*?)\}, entry", head)
+    return found[1].count("alias)") if found else 0

@@ -1,0 +1,196 @@
+"""A plan: the figures of one run on one topology, as a dict and as a table."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from rich.table import Table
+
+from jkv.mesh import check_mesh, make_mesh, parse_mesh
+from jkv.planning import hlo
+from jkv.planning.chips import Chip, topology_devices
+from jkv.planning.compile import (
+    Compiled,
+    OutOfMemory,
+    Target,
+    abstract_parameters,
+    compile_decode,
+    compile_prefill,
+)
+from jkv.planning.plan_config import PUBLISHED_WIDTHS, PlanConfig, shipped
+from jkv.planning.step_bytes import kv_bytes, mean_occupancy, shard_bytes, step_bytes
+from jkv.sampling import make_sampler
+from jkv.sharding import DATA, MODEL
+from jkv.show import human_bytes
+
+Show = Callable[[str], None]
+COMPILATIONS = 5  # of the decode program at most, to find the largest batch
+
+
+def target_of(config: PlanConfig) -> tuple[Chip, Target]:
+    """The chip and what to compile. Raises UserError for whatever can be refused before compiling."""
+    words = config.decode()
+    policy = words.make_policy()
+    model = config.model_config()
+    assert config.budget is not None
+    rule = words.retention(policy, longest=config.budget)
+    chip, devices = topology_devices(config.topology)
+    mesh = make_mesh(devices, parse_mesh(config.mesh, len(devices)))
+    check_mesh(model, config.batch_size, mesh)
+    dtype = jnp.dtype(config.dtype)
+    widths = PUBLISHED_WIDTHS if config.model in shipped() else None
+    policy, parameters = abstract_parameters(policy, model, dtype, widths)
+    sampler = make_sampler(config.temperature, config.top_p, config.top_k)
+    return chip, Target(model, mesh, policy, parameters, rule, sampler, dtype, config.implementation)
+
+
+def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
+    """Compile and report. Bytes are those of one chip. ``show`` is told what is going on."""
+    chip, target = target_of(config)
+    rows = config.batch_size
+    measured: dict[int, Compiled] = {}
+    refused: dict[int, OutOfMemory] = {}
+
+    def decode_at(rows: int) -> Compiled | None:
+        """None: the compiler refuses it."""
+        if rows not in measured and rows not in refused:
+            show(f"compiling decode, {target.config.n_layers} layers, {rows} rows")
+            try:
+                measured[rows] = compile_decode(target, rows)
+            except OutOfMemory as error:
+                refused[rows] = error
+                return None
+        return measured.get(rows)
+
+    decode = decode_at(rows)
+    show("compiling prefill")
+    prefill = None
+    with contextlib.suppress(OutOfMemory):
+        prefill = compile_prefill(target, rows, decode.formats if decode else None)
+    usable = chip.usable
+    fits = decode is not None and prefill is not None and max(decode.peak, prefill.peak) <= usable
+    seconds = sum(c.seconds for c in (decode, prefill) if c is not None)
+    figures = _figures(config, chip, target, decode, prefill, fits, seconds)
+    if decode is None and (required := refused[rows].required) is not None:
+        held = sum(figures[name] for name in ("weights_bytes", "kv_bytes", "state_bytes", "policy_bytes"))
+        figures |= {"peak_bytes": required, "temp_bytes": required - held}
+    if config.max_batch:
+        unit = target.mesh.shape[DATA]
+        reading = prefill.temporaries if prefill is not None else 0  # one row at a time, whatever the batch
+
+        def peak_at(rows: int) -> int:
+            compiled = decode_at(rows)
+            if compiled is None:
+                return refused[rows].required or 2 * usable
+            return max(compiled.peak, compiled.peak - compiled.temporaries + reading)
+
+        a_unit = (figures["kv_bytes"] + figures["state_bytes"]) * unit // rows
+        figures["max_batch"] = largest_batch(unit, rows, usable, a_unit, peak_at)
+    return figures
+
+
+def largest_batch(unit: int, start: int, usable: int, a_unit: int, peak_at: Callable[[int], int]) -> int:
+    """The most rows, a multiple of ``unit``, whose program takes at most ``usable`` bytes: that batch is compiled, and
+    the next is ruled out by compiling it or by the line through compiled ones. 0: not even the smallest fits.
+
+    start: rows to begin with.  a_unit: bytes that ``unit`` rows of state take.  peak_at: bytes at so many rows.
+    """
+    peaks: dict[int, int] = {}  # by units of rows
+    guess = max(1, start // unit)
+    for _ in range(COMPILATIONS):
+        peaks[guess] = peak_at(guess * unit)
+        good = max((n for n, peak in peaks.items() if peak <= usable), default=0)
+        bad = min((n for n, peak in peaks.items() if peak > usable), default=math.inf)
+        if bad == good + 1:
+            break
+        # Arguments grow by the row, temporaries nearly so: the next guess is on the line through the two nearest.
+        near = sorted(peaks, key=lambda n: abs(peaks[n] - usable))[:2]
+        growth = a_unit if len(near) < 2 else (peaks[near[0]] - peaks[near[1]]) / (near[0] - near[1])
+        guess = near[0] + math.floor((usable - peaks[near[0]]) / max(growth, a_unit))
+        guess = int(min(max(guess, good, 1), bad - 1))
+        if guess == good:
+            break
+    return good * unit
+
+
+def _figures(
+    config: PlanConfig,
+    chip: Chip,
+    target: Target,
+    decode: Compiled | None,
+    prefill: Compiled | None,
+    fits: bool,
+    seconds: float,
+) -> dict[str, Any]:
+    rows, mesh, rule = config.batch_size, target.mesh, target.rule
+    _, weights, state, parameters = target.arguments(rows)
+    kv = kv_bytes(target, rows)
+    parts = step_bytes(target, rows)
+    total = sum(size for part, size in parts.items() if part != "evict")
+    c = target.config
+    shape = (rows // mesh.shape[DATA], c.n_kv_heads // mesh.shape[MODEL], rule.budget, c.head_dim)
+    text = decode.text if decode else ""
+    return {
+        "model": config.model,
+        "topology": config.topology,
+        "mesh": dict(mesh.shape),
+        "policy": config.policy,
+        "granularity": rule.granularity,
+        "batch_size": rows,
+        "budget": rule.budget,
+        "retain": rule.retain,
+        "window": rule.window,
+        "dtype": config.dtype,
+        "fits": fits,
+        "hbm_bytes": chip.hbm,
+        "usable_bytes": chip.usable,
+        "weights_bytes": shard_bytes(weights),
+        "kv_bytes": kv,
+        "state_bytes": shard_bytes(state) - kv,
+        "policy_bytes": shard_bytes(parameters),
+        "temp_bytes": decode.temporaries if decode else None,
+        "prefill_temp_bytes": prefill.temporaries if prefill else None,
+        "argument_bytes": decode.arguments if decode else None,
+        "peak_bytes": max(x.peak for x in (decode, prefill)) if decode and prefill else None,
+        "alias_bytes": decode.aliased if decode else None,
+        "kv_copies": len(hlo.kv_copies(text, shape)) if decode else None,
+        "kernels": dict(hlo.kernels(text)),
+        "prefill_kernels": dict(hlo.kernels(prefill.text)) if prefill else {},
+        "collectives": hlo.collectives(text),
+        "compile_s": round(seconds, 1),
+        "step_bytes": total,
+        "step_bytes_parts": parts,
+        "mean_slots": mean_occupancy(target),
+        "roofline_tps": round(rows / (total / chip.bandwidth), 1),
+        "bandwidth": chip.bandwidth,
+        "max_batch": None,
+    }
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """The figures for people."""
+    f = figures
+    size = lambda name: "refused by the compiler" if f[name] is None else human_bytes(f[name])
+    mesh = ",".join(f"{axis}={n}" for axis, n in f["mesh"].items())
+    title = f"{f['model']} on {f['topology']} ({mesh}), {f['policy']}, batch {f['batch_size']}, budget {f['budget']}"
+    shown = Table(title=title, show_header=False, title_justify="left")
+    shown.add_column()
+    shown.add_column(justify="right")
+    for name, value in (
+        ("fits", "yes" if f["fits"] else "no"),
+        ("weights a chip", size("weights_bytes")),
+        ("KV a chip", size("kv_bytes")),
+        ("other state a chip", human_bytes(f["state_bytes"] + f["policy_bytes"])),
+        ("temporaries of decode", size("temp_bytes")),
+        ("temporaries of prefill", size("prefill_temp_bytes")),
+        ("HBM a chip, of which a program may use", f"{human_bytes(f['hbm_bytes'])}, {human_bytes(f['usable_bytes'])}"),
+        ("largest batch that fits", "not searched" if f["max_batch"] is None else f"{f['max_batch']:,}"),
+        ("KV-sized copies in a decode call", "unknown" if f["kv_copies"] is None else str(f["kv_copies"])),
+        (f"bytes a step and chip, at {f['mean_slots']:,.0f} slots", human_bytes(f["step_bytes"])),
+        ("tokens/s at the roofline", f"{f['roofline_tps']:,.0f}"),
+        ("seconds to compile", f"{f['compile_s']:.0f}"),
+    ):
+        shown.add_row(name, value)
+    return shown
