@@ -9,7 +9,9 @@ can take prompts whose decisions don't hang on rounding.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -138,6 +140,11 @@ class Row:
         for lists in (self.held, self.cached_keys, self.cached_values):
             lists[layer][head] = [lists[layer][head][i] for i in places]
 
+    @functools.cached_property
+    def cache_name(self) -> str:
+        """What the model calls its cache: transformers 5.24 renamed it."""
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
     @torch.no_grad()
     def put_in(self, tokens: list[int], scorer: "Scorer") -> np.ndarray:
         """Run tokens through the model and show them to the policy. The last one's logits."""
@@ -151,8 +158,8 @@ class Row:
         positions = list(range(first, first + len(tokens)))
         with _watched(self.model) as seen:
             out = self.model(
-                input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), past_key_values=cache,
-                use_cache=True, output_attentions=True,
+                input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), use_cache=True,
+                output_attentions=True, **{self.cache_name: cache},
             )  # fmt: skip
         self.tokens += tokens
         self.hidden.extend(seen["hidden"][0].double().numpy())
