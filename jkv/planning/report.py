@@ -98,7 +98,7 @@ def largest_batch(unit: int, start: int, usable: int, a_unit: int, peak_at: Call
     start: rows to begin with.  a_unit: bytes that ``unit`` rows of state take.  peak_at: bytes at so many rows.
     """
     peaks: dict[int, int] = {}  # by units of rows
-    guess = max(1, start // unit)
+    guess, good = max(1, start // unit), 0
     for _ in range(COMPILATIONS):
         peaks[guess] = peak_at(guess * unit)
         good = max((n for n, peak in peaks.items() if peak <= usable), default=0)

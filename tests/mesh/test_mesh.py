@@ -37,11 +37,11 @@ def _same_on(cases: tuple[str, ...], meshes: tuple[str, ...]) -> None:
 
 
 def test_the_same_tokens_and_kept_positions():
-    _same_on(QUICK, ("data=2,model=2",))
+    _same_on(QUICK[:1], ("data=2,model=2",))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK[:1]])
 def test_every_policy_the_same(case):
     _same_on((case,), ("data=2,model=2",))
 

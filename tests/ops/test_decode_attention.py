@@ -155,14 +155,19 @@ def _step(slots, group, dim, dtype, *, per_head, seed=0):
     return cast(q), cast(k_new), cast(v_new), cast(k), cast(v), ints(slot), ints(length)
 
 
-def _case_of(i, shape):
-    slots, group, dim, dtype = shape
-    marks = () if i in QUICK else pytest.mark.slow
-    return pytest.param(shape, marks=marks, id=f"S{slots}-G{group}-H{dim}-{dtype.__name__}")
+def _cases():
+    """XLA runs all shapes, the kernel (its interpreter is slow) every second: every pair of sizes occurs in them."""
+    for i, shape in enumerate(SHAPES):
+        slots, group, dim, dtype = shape
+        parity = (
+            (1, 127, 128, 2500, 5000).index(slots) + (1, 4, 5, 7).index(group) + (dim == 64) + (dtype == jnp.float32)
+        )
+        for name in IMPLEMENTATIONS if parity % 2 == 0 or i in QUICK else ("xla",):
+            marks = () if i in QUICK else pytest.mark.slow
+            yield pytest.param(name, shape, marks=marks, id=f"{name}-S{slots}-G{group}-H{dim}-{dtype.__name__}")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("shape", [_case_of(i, shape) for i, shape in enumerate(SHAPES)])
+@pytest.mark.parametrize(("implementation", "shape"), list(_cases()))
 def test_every_implementation_matches_the_reference(implementation, shape):
     slots, group, dim, dtype = shape
     arrays = _step(slots, group, dim, dtype, per_head=(slots + group) % 2 == 0)

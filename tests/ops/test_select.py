@@ -56,7 +56,16 @@ def case(shape: tuple[int, ...], *, distinct: bool) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("distinct", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 1, 1, 127), (2, 3, 2, 128), (2, 1, 1, 2500), (1, 1, 1, 5000)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1),
+        (3, 1, 1, 127),
+        (2, 3, 2, 128),
+        pytest.param((2, 1, 1, 2500), marks=pytest.mark.slow),
+        pytest.param((1, 1, 1, 5000), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_is_what_a_sort_says(name, shape, distinct):
     scores, positions = case(shape, distinct=distinct)

@@ -57,7 +57,10 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
     slot = slot if slot.ndim == 2 else slot[:, None]
     length = jnp.clip(length, 0, slots)
     # A slot outside the occupied ones writes nothing; its row rewrites its first tile as it was.
-    slot = jnp.where((slot >= 0) & (slot < length[:, None]), slot, -1)
+    slot = jnp.where((slot >= 0) & (slot < length[:, None]), slot, -1).reshape(
+        -1
+    )  # [B * turns]: scalars are stored flat
+    turns = kv_heads // together
 
     def live(b, i, length):
         """The block to fetch at step i of row b."""
@@ -73,7 +76,7 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
         return row, h, at, 0
 
     one = lambda b, h, i, length, slot: (b, h, 0, 0)
-    written = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b, h], 0) // tile, 0)
+    written = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b * turns + h], 0) // tile, 0)
     kv_block = pl.BlockSpec((1, together, block, dim), of_block)
     kv_tile = pl.BlockSpec((1, together, tile, dim), written)
     queries = pl.BlockSpec((1, together, group, dim), one)
@@ -95,7 +98,7 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, kv_heads // together, blocks),
+            grid=(batch, turns, blocks),
             in_specs=[queries, new, new, kv_block, kv_block],
             out_specs=out_specs,
             scratch_shapes=[
@@ -143,7 +146,7 @@ def _softmax(logits: Float[Array, "B K G S"], length: Int32[Array, "B"]) -> Floa
 def _kernel(
     # prefetched scalars
     length_ref,  # [B]
-    slot_ref,  # [B, heads of the grid]: -1 writes nothing
+    slot_ref,  # [B * heads of the grid]: -1 writes nothing
     # inputs
     q_ref,  # [1, k, G, H]
     k_new_ref,  # [1, k, 1, H]
@@ -161,7 +164,7 @@ def _kernel(
 ):
     *logits_ref, top_ref, total_ref, weighted_ref = rest
     b, h, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    length, slot, start = length_ref[b], slot_ref[b, h], i * block
+    length, slot, start = length_ref[b], slot_ref[b * pl.num_programs(1) + h], i * block
     writes = slot >= 0
     precision = lax.Precision.HIGHEST if k_ref.dtype == jnp.float32 else None
     dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
@@ -182,9 +185,9 @@ def _kernel(
     def attend(*, some_dead: bool):
         scores = scores_with(k_ref[0])
         values = v_ref[0]
+        lane = start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
+        live = (lane < length) & (lane != slot)
         if some_dead:
-            lane = start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
-            live = (lane < length) & (lane != slot)
             if logits_ref:
                 logits_ref[0][0] = jnp.where(lane == slot, new_scores(), scores)
             scores = jnp.where(live, scores, _LOWEST)

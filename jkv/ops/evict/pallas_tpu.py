@@ -47,8 +47,10 @@ def _on_one_device(k, v, source, rows, *, interpret: Any):
     block = min(TILE, slots)
     blocks, tiles = pl.cdiv(slots, block), pl.cdiv(retain, block)
     edges = jnp.arange(blocks + 1, dtype=jnp.int32) * block
-    # before[b, h, c]: how many kept slots lie before block c
+    # how many kept slots lie before block c, [B, turns, blocks + 1]
     before = jnp.sum((source[:, :, None, :] < edges[None, None, :, None]).astype(jnp.int32), axis=-1)
+    turns = before.shape[1]
+    before = before.reshape(-1)  # scalars are stored flat
     padding = ((0, 0), (0, 0), (0, (tiles + 1) * block - retain))
     source = jnp.pad(source, padding, constant_values=-1).reshape(batch, source.shape[1], tiles + 1, block)
 
@@ -58,7 +60,8 @@ def _on_one_device(k, v, source, rows, *, interpret: Any):
 
     def of_tile(i, h, c, some, evicting, before):
         row = evicting[i]
-        return row, h, jnp.where(some[0] > 0, jnp.minimum(before[row, h, c] // block, tiles - 1), 0), 0
+        filling = before[(row * turns + h) * (blocks + 1) + c] // block
+        return row, h, jnp.where(some[0] > 0, jnp.minimum(filling, tiles - 1), 0), 0
 
     whole = lambda i, h, c, some, evicting, before: (evicting[i], h, 0, 0)
     kv_block = pl.BlockSpec((1, together, block, dim), of_block)
@@ -69,7 +72,7 @@ def _on_one_device(k, v, source, rows, *, interpret: Any):
         out_shape=[in_hbm(k), in_hbm(v)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(jnp.maximum(some[0], 1), heads // together, blocks + 1),
+            grid=(jnp.maximum(some[0], 1), turns, blocks + 1),
             in_specs=[pl.BlockSpec((1, 1, tiles + 1, block), whole), kv_block, kv_block],
             out_specs=[kv_tile, kv_tile],
             scratch_shapes=[pltpu.VMEM((2, together, 2 * block, dim), jnp.int32)],
@@ -86,7 +89,7 @@ def _kernel(
     # prefetched scalars
     some_ref,  # [1]: rows that evict
     evicting_ref,  # [B]
-    before_ref,  # [B, heads of the grid, blocks + 1]
+    before_ref,  # [B * heads of the grid * (blocks + 1)]
     # inputs
     source_ref,  # [1, 1, tiles + 1, block]: -1 behind the last kept slot
     k_ref,  # [1, k, block, H]
@@ -104,7 +107,8 @@ def _kernel(
 ):
     i, h, c = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     row = evicting_ref[i]
-    tile = before_ref[row, h, c] // block
+    before = lambda c: before_ref[(row * pl.num_programs(1) + h) * (blocks + 1) + c]
+    tile = before(c) // block
 
     @pl.when(c == 0)
     def _():
@@ -144,7 +148,7 @@ def _kernel(
             tile_ref[...] = block_ref[...]
 
     # Full, unless it is the last one, which is written again as it is by the steps that follow.
-    full = before_ref[row, h, jnp.minimum(c + 1, blocks)] // block > tile
+    full = before(jnp.minimum(c + 1, blocks)) // block > tile
 
     @pl.when(full & (tile + 1 < tiles))
     def _():
