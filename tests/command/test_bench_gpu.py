@@ -27,6 +27,7 @@ def smoke(tmp_path_factory):
     return file, asked
 
 
+@pytest.mark.slow
 def test_record(smoke):
     file, asked = smoke
     record = json.loads(file.read_text())
@@ -49,6 +50,7 @@ def test_record(smoke):
     assert cells["tiny-qwen full S64 B4 xla"]["evictions"] == 0
 
 
+@pytest.mark.slow
 def test_a_finished_record_is_not_measured_again(smoke, capsys, monkeypatch):
     file, _ = smoke
     before = file.read_text()
@@ -86,6 +88,7 @@ def test_record_of_another_run_is_refused_and_skipped_cells_are_tried_again(tmp_
         Record(file, {}, 60.0)
 
 
+@pytest.mark.slow
 def test_no_time_leaves_decode_to_another_call_and_a_failure_loses_nothing(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("the kernel broke")
@@ -124,6 +127,7 @@ def test_bytes_of_the_models():
     assert gpu_decode.largest_batch(R1["r1-llama-8b"], 16384, total) == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_op_is_told():
     case = gpu_ops._case(2, 2, 2, 40, 16)
     right = gpu_ops._cell(lambda: gpu_ops._attention_error(gpu_ops.ATTENTION["xla"], case))

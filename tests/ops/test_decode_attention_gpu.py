@@ -62,7 +62,10 @@ def _assert_is_the_reference(case, found, tolerance=1e-2):
     np.testing.assert_array_equal(np.asarray(weights)[np.asarray(expected) == 0], 0)
 
 
-@pytest.mark.parametrize(("batch", "kv_heads", "group", "slots", "dim"), [*SHAPES, *LONG, *SLOW])
+@pytest.mark.parametrize(
+    ("batch", "kv_heads", "group", "slots", "dim"),
+    [*SHAPES[:3], *(pytest.param(*shape, marks=pytest.mark.slow) for shape in (*SHAPES[3:], *LONG)), *SLOW],
+)
 def test_interpreted_kernel_is_the_reference(batch, kv_heads, group, slots, dim):
     case = _case(batch, kv_heads, group, slots, dim)
     run = functools.partial(

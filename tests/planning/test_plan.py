@@ -184,7 +184,8 @@ def test_the_plan_agrees_with_the_compiler_and_with_a_hand(model, topology, mesh
     assert found["argument_bytes"] == pytest.approx(held, rel=0.02)
     assert found["alias_bytes"] == pytest.approx(kv + found["state_bytes"], rel=0.02)
     assert found["kv_copies"] == 0
-    assert found["kernels"] == {"decode_attention_tpu": 2, "compact_tpu": 2}
+    scoring = {"key_similarity_tpu": 2} if policy == "rkv" else {}
+    assert found["kernels"] == {"decode_attention_tpu": 2, "compact_tpu": 2, "select_tpu": 1, **scoring}
     assert list(found["prefill_kernels"].values()) == [2]
     assert all(name.startswith("splash") for name in found["prefill_kernels"])
     assert found["fits"] is True

@@ -85,9 +85,14 @@ def compiled(case: Case, batch_size: int) -> Engine:
         model(), policy=entry.policy, rule=case.rule, batch_size=batch_size, sampler=Draw(), eos_ids=(), seed=SEED,
         steps_per_call=8, parameters=entry.parameters(CONFIG),
     )  # fmt: skip
-    attention = jkv.step.attention_weights
+    attend = jkv.step.decode_attention
+
+    def counted(*arguments, weights: bool, **options):
+        passes.extend([1] * weights)
+        return attend(*arguments, weights=weights, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jkv.step, "attention_weights", lambda *a, **k: (passes.append(1), attention(*a, **k))[1])
+        patch.setattr(jkv.step, "decode_attention", counted)
         engine.compile()
     ATTENTION_PASSES[case, batch_size] = len(passes)
     return engine

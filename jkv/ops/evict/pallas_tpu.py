@@ -40,7 +40,10 @@ def _on_one_device(k, v, source, rows, *, interpret: Any):
     retain = source.shape[-1]
     together = heads if source.ndim == 2 else 1  # KV heads of one grid step: they keep the same slots
     source = source if source.ndim == 3 else source[:, None]
-    evicting = jnp.argsort(~rows, stable=True).astype(jnp.int32)  # row numbers, those that evict first
+    # Row numbers, those that evict first: a row's turn is how many such rows come before it. No sort for so few.
+    row = jnp.arange(batch, dtype=jnp.int32)
+    turn = jnp.cumsum(rows, dtype=jnp.int32) - 1
+    evicting = jnp.sum(jnp.where(rows[None, :] & (turn[None, :] == row[:, None]), row[None, :], 0), axis=1)
     # The grid has at least one row; if none evicts, that one's first block is written back as it was.
     some = jnp.sum(rows, dtype=jnp.int32)[None]
 
