@@ -39,4 +39,4 @@ def test_the_kernels_decode_as_xla_does(policy, retain, granularity):
     expected = _run(get_policy(policy)(), rule, "xla")
     assert all(len(evictions) >= 2 for _, _, evictions in expected.values())
     with dispatch.target("tpu"), pltpu.force_tpu_interpret_mode(INTERPRET):
-        assert _run(get_policy(policy)(), rule, "pallas") == expected
+        assert _run(get_policy(policy)(), rule, "auto") == expected  # H = 12: all kernels but prefill's
