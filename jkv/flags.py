@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 import pydantic
 import yaml
 
+from jkv import shipped
 from jkv.errors import UserError
 
 _C = TypeVar("_C")
@@ -82,7 +83,7 @@ def _checked(kind: Any, value: Any, where: str, *, strict: bool) -> Any:
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(shipped.find(file), encoding="utf-8") as stream:
             values = yaml.load(stream, _Loader)
     except Exception as error:  # beside its own errors PyYAML lets out ValueError, KeyError, IndexError, RecursionError
         raise UserError(f"can't be read ({error})", where=file) from None

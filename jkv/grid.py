@@ -1,87 +1,119 @@
 """A sweep, end to end: check every cell, run each (weights loaded once a model), write the results after each."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
 from jkv.errors import UserError
+from jkv.grader import Grader
 from jkv.load import Loaded, load
+from jkv.report.board import Board
+from jkv.report.figure import draw_figure
+from jkv.report.policies_figure import draw_policies
+from jkv.report.published import Published, read_published
 from jkv.report.results import Result, results_tables, write_results
-from jkv.run_config import DecodeConfig
-from jkv.runner import context_of, default_dtype, new_tokens_of, run
+from jkv.runner import Engines, context_of, default_dtype, new_tokens_of, run
 from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
-from jkv.tasks import load_task
+from jkv.tasks import Problem, load_task
 
 
 def run_sweep(config: SweepConfig) -> list[Result]:
-    """Run all cells; results so far are in ``--out`` after each. Finished samples are not run again.
+    """Run all cells; results and figures so far are in ``--out`` after each. Finished samples are not run again.
 
     Raises UserError, before anything is decoded, for a cell that can't run.
     """
     out = pathlib.Path(config.out or "").expanduser()
     cells = list(config.cells())
+    overlay = None if config.overlay is None else _overlay(config.overlay, cells)
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
     for cell in cells:
-        with _named(cell):
+        with named(cell):
             cell.config.retention(cell.config.make_policy(), longest=1)
+    board = Board(cells)
     results: list[Result] = []
-    for model, group in itertools.groupby(cells, lambda cell: cell.config.model):
-        mine = list(group)
-        with busy(f"loading {model}", quiet=config.quiet):
-            loaded = load(model, default_dtype(config.dtype))
-        _check(mine, loaded)
-        for cell in mine:
-            text = f"{len(results) + 1} of {len(cells)}: {_name(cell)}"
-            screen.print(Text(visible(text)), soft_wrap=True)
-            directory = out / cell.directory
-            with _named(cell):
-                settled = dataclasses.replace(cell.config, out=str(directory))
-                summary = run(settled, loaded=loaded, show=False)
-            results.append(Result(cell.label, cell.budget, cell.config.task, summary, _correct(directory)))
-            write_results(out, results)
+    with Grader() as grader:
+        for model, group in itertools.groupby(cells, lambda cell: cell.config.model):
+            mine = list(group)
+            with busy(f"loading {model}", quiet=config.quiet):
+                loaded = load(model, default_dtype(mine[0].config.dtype))
+                problems = _check(mine, loaded)
+            engines = Engines()
+            for cell in mine:
+                number = f"{len(results) + 1} of {len(cells)}"
+                if not board.live:
+                    screen.print(Text(visible(f"{number}: {cell.name}")), soft_wrap=True)
+                directory = out / cell.directory
+                with named(cell), board.running(cell, number):
+                    settled = dataclasses.replace(cell.config, out=str(directory))
+                    summary = run(
+                        settled, loaded=loaded, problems=problems[cell.config.task], grader=grader, engines=engines,
+                        above=board.table() if board.live else None, show=False,
+                    )  # fmt: skip
+                result = Result(
+                    cell.model, cell.label, cell.budget, cell.config.task, summary, _correct(directory)
+                )  # fmt: skip
+                results.append(result)
+                board.done(cell, result)
+                if not board.live:
+                    screen.print(Text(visible(f"{number}: {board.said(result)}")), soft_wrap=True)
+                write_results(out, results)
+                _draw(out, config, results, overlay)
+            del engines, loaded, problems  # the next model needs the memory
     if not config.quiet:
         Screen(highlight=False).print(*results_tables(results))
+        screen.print(Text(visible(f"figure, tables and runs are in {out}")), soft_wrap=True)
     return results
 
 
-def _name(cell: Cell) -> str:
-    budget = "" if cell.budget is None else f" at {cell.budget}"
-    return f"{cell.config.model}, {cell.config.task}, {cell.label}{budget}"
+def _overlay(name: str, cells: Sequence[Cell]) -> Published:
+    """Published values, of which at least one model here has some."""
+    published = read_published(name)
+    if not any(published.of(cell.model, cell.config.model) for cell in cells):
+        models = ", ".join(dict.fromkeys(cell.model for cell in cells))
+        panels = ", ".join(f"{panel} ({its.hf_id})" if its.hf_id else panel for panel, its in published.panels.items())
+        mend = f"it has {panels}; call a model so with {{model: DIR, name: {next(iter(published.panels))}}}"
+        raise UserError(f"has nothing about {models}", where=f"--overlay {name}", mend=mend)
+    return published
 
 
-class _named:
+def _draw(out: pathlib.Path, config: SweepConfig, results: Sequence[Result], overlay: Published | None) -> None:
+    hub = {cell.model: cell.config.model for cell in config.cells()}
+    if config.drawn is not None:
+        draw_figure(out, results, config.drawn, overlay, hub)
+    draw_policies(out, results)
+
+
+@contextlib.contextmanager
+def named(cell: Cell) -> Iterator[None]:
     """Adds the cell's name to a UserError."""
-
-    def __init__(self, cell: Cell):
-        self.cell = cell
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, UserError):
-            where = f"{_name(self.cell)}: {error.where}" if error.where else _name(self.cell)
-            raise UserError(error.what, where=where, mend=error.mend) from None
+    try:
+        yield
+    except UserError as error:
+        where = f"{cell.name}: {error.where}" if error.where else cell.name
+        raise UserError(error.what, where=where, mend=error.mend) from None
 
 
-def _check(cells: list[Cell], loaded: Loaded) -> None:
-    """Every cell: what its policy needs is there, and every prompt fits its budget."""
-    for task, group in itertools.groupby(cells, lambda cell: cell.config.task):
-        mine = list(group)
-        problems = load_task(task, loaded, limit=mine[0].config.limit)
-        for cell in mine:
-            with _named(cell):
-                config: DecodeConfig = cell.config
-                policy, _ = config.make_policy().bind(context_of(config, loaded))
-                longest = max(len(p.prompt_ids) for p in problems) + new_tokens_of(config)
-                rule = config.retention(policy, longest=longest)
-                for problem in problems:
-                    rule.check_prompt(len(problem.prompt_ids), problem.where)
+def _check(cells: Sequence[Cell], loaded: Loaded) -> dict[str, list[Problem]]:
+    """Each task's problems. Every cell: what its policy needs is there, and every prompt fits its budget."""
+    problems = {
+        cell.config.task: load_task(cell.config.task, loaded, limit=cell.config.limit)
+        for cell in {cell.config.task: cell for cell in cells}.values()
+    }
+    for cell in cells:
+        with named(cell):
+            config, its = cell.config, problems[cell.config.task]
+            policy, _ = config.make_policy().bind(context_of(config, loaded))
+            longest = max(len(p.prompt_ids) for p in its) + new_tokens_of(config)
+            rule = config.retention(policy, longest=longest)
+            for problem in its:
+                rule.check_prompt(len(problem.prompt_ids), problem.where)
+    return problems
 
 
 def _correct(directory: pathlib.Path) -> dict[str, list[float]]:

@@ -13,13 +13,14 @@ def main(argv: list[str] | None = None) -> None:
     import json
 
     from jkv import flags
-    from jkv.planning.chips import parse_topology, prepare
+    from jkv.planning.chips import parse_topology, prepare, require
 
     prepare()  # before anything imports jax
     from jkv.mesh import parse_mesh
     from jkv.planning.plan_config import HELP, PlanConfig
 
     config = flags.parse(PlanConfig, argv, prog=PROG, description=__doc__, help=HELP)
+    require()
     parse_topology(config.topology)
     parse_mesh(config.mesh)
     from rich.console import Console

@@ -15,19 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from rich.console import RenderableType
 
-from jkv.engine import Completion, Engine, Eviction, Progress, Request
+from jkv.engine import Completion, Engine, Eviction, Progress, Request, Timings
 from jkv.errors import UserError
 from jkv.grader import Grader
 from jkv.load import Loaded, load
 from jkv.output import RunDirectory
 from jkv.policies import Context, Policy, Retention
-from jkv.report.statistics import by_problem, interval, majority_at_k, pass_at_1
+from jkv.report.accuracy import accuracy
 from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
 from jkv.show import LiveProgress, Screen, busy, human_bytes, short, summary_table, thought
 from jkv.tasks import Problem, load_task
-from jkv.tasks.grading import opens_thought, squeeze
+from jkv.tasks.grading import opens_thought
 from jkv.tasks.marking import Marking
 
 DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
@@ -51,12 +52,15 @@ def run(
     loaded: Loaded | None = None,
     problems: list[Problem] | None = None,
     grader: Grader | None = None,
+    engines: "Engines | None" = None,
+    above: RenderableType | None = None,
     show: bool = True,
 ) -> dict[str, Any]:
     """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend.
 
-    loaded, problems, grader: the model, the task's problems and a grader, where they are at hand.
-    show: print a thought and the closing table when done.
+    loaded, problems, grader, engines: the model, the task's problems, a grader and an earlier run's programs, where
+    they are at hand.
+    above: shown over the progress bar.  show: print a thought and the closing table when done.
     """
     policy = config.make_policy()
     # Whatever can be refused without the weights is refused before they are read.
@@ -72,7 +76,8 @@ def run(
     rule = config.retention(policy, longest=longest)
     _check_memory(loaded.config.kv_bytes(config.batch_size, rule.budget, np.dtype(jnp.dtype(dtype)).itemsize))
     with _mendable():
-        engine = Engine(
+        engine = (engines or Engines()).get(
+            (_programs(config), rule),
             loaded.model,
             policy=policy,
             rule=rule,
@@ -91,7 +96,7 @@ def run(
         directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
             with _mendable(), Marking(grader) as marking:
-                work = _Run(config, loaded, problems, policy, rule, engine, directory, marking, longest, show)
+                work = _Run(config, loaded, problems, policy, rule, engine, directory, marking, longest, show, above)
                 return work.finish([r for _, r in pairs])
         except KeyboardInterrupt:
             done = f"{len(directory.samples)} of {len(pairs)} samples are finished"
@@ -103,6 +108,27 @@ def run(
             raise KeyboardInterrupt(f"{done} {kept}") from None
         finally:
             directory.close()
+
+
+class Engines:
+    """Keeps the last engine, so that runs which differ in task alone share its programs."""
+
+    def __init__(self):
+        self._key, self._engine = None, None
+
+    def get(self, key: Any, *arguments: Any, **named: Any) -> Engine:
+        """The engine of ``key``, made from the arguments unless it is the last one, and its clocks at zero."""
+        if self._engine is None or key != self._key:
+            self._engine = None  # its buffer makes room for the next
+            self._key, self._engine = key, Engine(*arguments, **named)
+        self._engine.timings = Timings()
+        return self._engine
+
+
+def _programs(config: DecodeConfig) -> str:
+    """What an engine depends on, beside the budget."""
+    elsewhere = ("task", "limit", "samples", "max_new_tokens", "out", "trace", "quiet")
+    return repr({name: value for name, value in dataclasses.asdict(config).items() if name not in elsewhere})
 
 
 def _check_memory(kv_bytes: int) -> None:
@@ -167,6 +193,7 @@ class _Run:
     marking: Marking
     longest: int
     show: bool
+    above: RenderableType | None
 
     def finish(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Decode what is not finished yet, then sum up."""
@@ -188,6 +215,7 @@ class _Run:
             kv_bytes=kv_bytes,
             kv_bytes_full=self._full_bytes(),
             quiet=config.quiet,
+            above=self.above,
         )
         if directory.notice:
             live.console.print(directory.notice, soft_wrap=True)
@@ -301,7 +329,7 @@ class _Run:
             "batch_size": self.config.batch_size,
             "samples": len(rows),
             "ungraded": sum("ungraded" in row for row in rows),
-            **_accuracy(rows),
+            **accuracy(rows),
             "truncation_rate": float(np.mean([row["finish"] == "length" for row in rows])),
             "mean_tokens": tokens / len(rows),
             "tokens": tokens,
@@ -333,21 +361,3 @@ class _Run:
             grade = {True: "right", False: wrong, None: f"ungraded ({row.get('ungraded')})"}[row["correct"]]
             title += f": {said}, {grade}"
         return thought(self.loaded.tokenizer, done.request.prompt_ids, done.token_ids, kept, title=title, styled=styled)
-
-
-def _accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    graded = [row for row in rows if row["correct"] is not None]
-    if not graded:
-        return dict.fromkeys(("pass_at_1", "pass_at_1_low", "pass_at_1_high", "maj_at_k"))
-    # In the order of samples, not of finishing, so that the vote's ties don't depend on the batch.
-    graded = sorted(graded, key=lambda row: (row["id"], row["sample"]))
-    ids = [row["id"] for row in graded]
-    correct = by_problem(ids, [float(row["correct"]) for row in graded])
-    answers = by_problem(ids, [None if row["answer"] is None else squeeze(row["answer"]) for row in graded])
-    low, high = interval(correct)
-    return {
-        "pass_at_1": pass_at_1(correct),
-        "pass_at_1_low": low,
-        "pass_at_1_high": high,
-        "maj_at_k": majority_at_k(answers, correct),
-    }

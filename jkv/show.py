@@ -69,7 +69,16 @@ class LiveProgress:
     """Samples done, rows at work, tokens a second, slots in use, KV memory beside the full cache's. On stderr; where
     that is no terminal, a plain line at the start and then every ten seconds."""
 
-    def __init__(self, *, total: int, slots: int, kv_bytes: int, kv_bytes_full: int, quiet: bool):
+    def __init__(
+        self,
+        *,
+        total: int,
+        slots: int,
+        kv_bytes: int,
+        kv_bytes_full: int,
+        quiet: bool,
+        above: RenderableType | None = None,
+    ):
         self.console = Screen(stderr=True, quiet=quiet, highlight=False, markup=False)
         self.memory = f"KV {human_bytes(kv_bytes)} (full cache {human_bytes(kv_bytes_full)})"
         self.total, self.slots, self.done = total, slots, 0
@@ -79,6 +88,7 @@ class LiveProgress:
             TimeElapsedColumn(), console=self.console, transient=True, disable=not self.live,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=total)
+        self.bar.above = above
         self.bar.below = f"compiling, {self.memory}"
         self.started = time.perf_counter()
         self.last_log = -_LOG_EVERY_S
@@ -120,11 +130,14 @@ class LiveProgress:
 
 
 class _Bar(Progress):
-    """A progress bar with a text below it, which wraps on a narrow terminal."""
+    """A progress bar with a text below it, which wraps on a narrow terminal, and whatever is to stand above."""
 
+    above: RenderableType | None = None
     below = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above
         yield from super().get_renderables()
         yield Text(self.below)
 

@@ -1,6 +1,6 @@
-"""Decode with every policy at every budget, and compare: accuracy with paired intervals, throughput, slots.
+"""Decode with every policy at every budget, and compare: accuracy with paired intervals, throughput, slots, figures.
 
-python -m jkv.sweep --config configs/policies_demo.yaml --out runs/policies
+python -m jkv.sweep --config configs/sweep_demo.yaml --out runs/demo
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +22,11 @@ def parse(argv: list[str] | None) -> "SweepConfig":
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function."""
     config = parse(argv)
+    if config.dry_run:
+        from jkv.dry_run import say
+
+        say(config)
+        return
     from jkv.grid import run_sweep
 
     run_sweep(config)

@@ -48,13 +48,22 @@ CHIPS = {
 }
 
 
+def installed() -> bool:
+    """Whether the TPU compiler is here."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what libtpu reads. Raises UserError when libtpu isn't installed. Call it before jax is imported."""
-    if importlib.util.find_spec("libtpu") is None:
+    """Set what libtpu reads. Call it before jax is imported."""
+    environment.update(ENVIRONMENT)
+
+
+def require() -> None:
+    """Raises UserError when the TPU compiler isn't here."""
+    if not installed():
         raise UserError(
             "the TPU compiler, libtpu, isn't installed", mend="pip install 'jkv[tpu]', or -e '.[tpu]' in a clone"
         )
-    environment.update(ENVIRONMENT)
 
 
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:

@@ -9,14 +9,14 @@ from jkv.errors import UserError
 from jkv.policies import Granularity
 from jkv.run_config import HELP as DECODE_HELP
 from jkv.run_config import DecodeConfig
+from jkv.shipped import MODELS, OF_HUB
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 PUBLISHED_WIDTHS = (8192, 2048)  # of dynts's published predictors, whatever the model's D
 
 
 def shipped() -> list[str]:
     """Names of the models whose configs come with jkv."""
-    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+    return sorted(path.stem for path in MODELS.glob("*.json"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +57,23 @@ class PlanConfig:
 
     def model_config(self) -> ModelConfig:
         """The config that ``model`` names. Raises UserError if there is none."""
-        from converters.config import from_hf, read_config
-        from converters.files import read_json
-        from jkv.load import DEMOS, locate
+        return model_config(self.model)
 
-        if self.model in shipped():
-            path = CONFIGS / f"{self.model}.json"
-            return from_hf(read_json(path), where=str(path))
-        if self.model not in DEMOS and not pathlib.Path(self.model).expanduser().is_dir():
-            tried = f"not one of {', '.join((*shipped(), *DEMOS))}, not a directory"
-            raise UserError(f"no such model: {self.model!r} is {tried}", where="--model")
-        return read_config(locate(self.model))
+
+def model_config(name: str) -> ModelConfig:
+    """The config of a shipped model, a demo, or a directory, without its weights. Raises UserError if there is none."""
+    from converters.config import from_hf, read_config
+    from converters.files import read_json
+    from jkv.load import DEMOS, locate
+
+    known = OF_HUB.get(name, name)
+    if known in shipped():
+        path = MODELS / f"{known}.json"
+        return from_hf(read_json(path), where=str(path))
+    if name not in DEMOS and not pathlib.Path(name).expanduser().is_dir():
+        tried = f"not one of {', '.join((*shipped(), *DEMOS))}, not a directory"
+        raise UserError(f"no such model: {name!r} is {tried}", where="--model")
+    return read_config(locate(name))
 
 
 HELP = {

@@ -23,6 +23,7 @@ from jkv.planning.plan_config import PUBLISHED_WIDTHS, PlanConfig, shipped
 from jkv.planning.step_bytes import kv_bytes, mean_occupancy, shard_bytes, step_bytes
 from jkv.sampling import make_sampler
 from jkv.sharding import DATA, MODEL
+from jkv.shipped import OF_HUB
 from jkv.show import human_bytes
 
 Show = Callable[[str], None]
@@ -40,7 +41,7 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     mesh = make_mesh(devices, parse_mesh(config.mesh, len(devices)))
     check_mesh(model, config.batch_size, mesh)
     dtype = jnp.dtype(config.dtype)
-    widths = PUBLISHED_WIDTHS if config.model in shipped() else None
+    widths = PUBLISHED_WIDTHS if OF_HUB.get(config.model, config.model) in shipped() else None
     policy, parameters = abstract_parameters(policy, model, dtype, widths)
     sampler = make_sampler(config.temperature, config.top_p, config.top_k)
     return chip, Target(model, mesh, policy, parameters, rule, sampler, dtype, config.implementation)

@@ -7,6 +7,7 @@ To add one, write a YAML file and give it as the task, ``--task mine.yaml``:
     data: problems.jsonl              # a .jsonl, .json, .csv or .parquet file beside the YAML, or a folder of one kind
     subset: name                      # optional: the hub's configuration
     split: test
+    problems: 500                     # optional: how many, for `jkv.sweep --dry-run`
     format: mathematics               # or multiple_choice, or a Python file beside the YAML
     columns: {id: uid, problem: question, answer: answer}
 

@@ -14,7 +14,8 @@ BENCHMARKS = tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 
 @pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid"})
 class Benchmark:
-    """The YAML file's fields; the module's docstring explains them. gated: the hub asks to accept terms first."""
+    """The YAML file's fields; the module's docstring explains them. gated: the hub asks to accept terms first.
+    problems: how many there are, for `jkv.sweep --dry-run`."""
 
     format: str
     columns: dict[str, str | list[str]]
@@ -24,6 +25,7 @@ class Benchmark:
     subset: str | None = None
     split: str = "test"
     gated: bool = False
+    problems: int | None = None
 
 
 def read_yaml(file: pathlib.Path) -> Benchmark:

@@ -9,6 +9,7 @@ import pytest
 
 from jkv import cli, decode
 from jkv.demo import tokenizer
+from tests.compilation import quick_compilation as quick_compilation
 from tests.tiny import FAMILY, prompts
 
 

@@ -20,11 +20,12 @@ from jkv.errors import UserError
 from jkv.models import Decoder
 from jkv.planning import chips
 from jkv.planning.compile import Target, abstract_parameters
-from jkv.planning.plan_config import CONFIGS, PlanConfig, shipped
+from jkv.planning.plan_config import PlanConfig, shipped
 from jkv.planning.report import largest_batch
 from jkv.planning.step_bytes import kv_bytes, mean_occupancy, step_bytes
 from jkv.policies import Retention, get_policy
 from jkv.sampling import Greedy
+from jkv.shipped import MODELS
 
 PARAMETERS = {
     "r1-qwen-1.5b": 1_777_088_000,
@@ -42,7 +43,7 @@ def command(*words: str, code: str = "from jkv.plan import main; from jkv.cli im
 
 
 def target(model="r1-llama-8b", policy="window", retain=2188, budget=2500, granularity="shared") -> Target:
-    config = from_hf(read_json(CONFIGS / f"{model}.json"))
+    config = from_hf(read_json(MODELS / f"{model}.json"))
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     ready, parameters = abstract_parameters(get_policy(policy)(), config, jnp.bfloat16, (8192, 2048))
     rule = Retention(budget, retain, 8, 0, False, granularity)
@@ -52,7 +53,7 @@ def target(model="r1-llama-8b", policy="window", retain=2188, budget=2500, granu
 def test_every_shipped_config_is_read_and_has_its_checkpoints_parameters():
     assert set(shipped()) == set(PARAMETERS)
     for name, expected in PARAMETERS.items():
-        config = from_hf(read_json(CONFIGS / f"{name}.json"))
+        config = from_hf(read_json(MODELS / f"{name}.json"))
         one, two = (_parameters(dataclasses.replace(config, n_layers=n)) for n in (1, 2))
         assert one + (config.n_layers - 1) * (two - one) == expected, name
         assert config.eos_ids
@@ -98,6 +99,7 @@ def test_without_the_compiler_it_says_how_to_get_it():
     assert done.returncode == 2
     assert "pip install 'jkv[tpu]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert command("--help", code=code).returncode == 0
 
 
 REFUSED = {
@@ -159,7 +161,7 @@ HAND = (
 @pytest.mark.parametrize(("model", "topology", "mesh", "policy", "rows", "budget"), HAND)
 def test_the_plan_agrees_with_the_compiler_and_with_a_hand(model, topology, mesh, policy, rows, budget, tmp_path):
     pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' brings the TPU compiler")
-    data = {**read_json(CONFIGS / f"{model}.json"), "num_hidden_layers": 2}
+    data = {**read_json(MODELS / f"{model}.json"), "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(data))
     words = ["--model", tmp_path, "--topology", topology, "--mesh", ",".join(f"{a}={n}" for a, n in mesh.items())]
     words += ["--policy", policy, "--batch-size", rows, "--budget", budget, "--json"]

@@ -156,14 +156,6 @@ def models(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def compilation(request):
-    """Most of the time is XLA's. The quick tests compile as users do, the many slow ones without optimisation."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is not None)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def search(
     oracle: Oracle, make: Callable[[], Scorer], length: int, new_tokens: int
 ) -> tuple[tuple[int, ...], Any, Any]:

@@ -24,6 +24,7 @@ from jkv.models import Decoder
 from jkv.policies import Needs, Policy, Retention
 from jkv.policies.retention import Granularity
 from jkv.state import DecodeState, empty_state, request_key
+from tests.compilation import optimised
 from tests.policies.zoo import EVICTING, ZOO
 from tests.tiny import prompts
 
@@ -73,13 +74,13 @@ class Draw:
         return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-ATTENTION_PASSES: dict[tuple["Case", int], int] = {}
+ATTENTION_PASSES: dict[tuple["Case", int, bool], int] = {}
 
 
 @functools.lru_cache(maxsize=8)  # every program maps memory, and a process may hold only so many maps
-def compiled(case: Case, batch_size: int) -> Engine:
+def compiled(case: Case, batch_size: int, as_users_do: bool = False) -> Engine:
     """One engine for all tests of a case: compiling is what takes the time. Use ``fresh``. Cases come one after another
-    (see conftest.py)."""
+    (see conftest.py). as_users_do: with all of XLA's optimisations."""
     entry, passes = ZOO[case.name], []
     engine = Engine(
         model(), policy=entry.policy, rule=case.rule, batch_size=batch_size, sampler=Draw(), eos_ids=(), seed=SEED,
@@ -93,14 +94,15 @@ def compiled(case: Case, batch_size: int) -> Engine:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jkv.step, "decode_attention", counted)
-        engine.compile()
-    ATTENTION_PASSES[case, batch_size] = len(passes)
+        with optimised(as_users_do):
+            engine.compile()
+    ATTENTION_PASSES[case, batch_size, as_users_do] = len(passes)
     return engine
 
 
-def fresh(case: Case, batch_size: int = 3) -> Engine:
+def fresh(case: Case, batch_size: int = 3, *, as_users_do: bool = False) -> Engine:
     """The case's engine, its state as if it had just been made."""
-    engine = compiled(case, batch_size)
+    engine = compiled(case, batch_size, *[True] * as_users_do)
     engine.state = empty_state(engine.program, batch_size, engine.dtype)
     return engine
 
@@ -314,9 +316,10 @@ def test_a_row_is_the_same_bit_for_bit_in_any_place_beside_any_rows(case):
 
 @batch_cases
 def test_a_row_is_the_same_bit_for_bit_at_any_batch_size(case):
-    three = follow(fresh(case), SHORT, snapshots=True)
-    for batch_size in (1, 8):
-        assert_same(follow(fresh(case, batch_size), SHORT, snapshots=True), three)
+    with optimised(True):  # of prefill, which is compiled as prompts come
+        three = follow(fresh(case, as_users_do=True), SHORT, snapshots=True)
+        for batch_size in (1, 8):
+            assert_same(follow(fresh(case, batch_size, as_users_do=True), SHORT, snapshots=True), three)
 
 
 def scramble(state: DecodeState) -> DecodeState:
@@ -342,10 +345,10 @@ def test_nothing_survives_from_one_request_to_the_next(case):
 @batch_cases
 def test_nothing_survives_in_the_only_row(case):
     first, second = requests(24, 6, seed=6)
-    engine = fresh(case, 1)
+    engine = fresh(case, 1, as_users_do=True)
     follow(engine, [first])
     after = follow(engine, [second], snapshots=True)
-    assert_same(after, follow(fresh(case, 1), [second], snapshots=True))
+    assert_same(after, follow(fresh(case, 1, as_users_do=True), [second], snapshots=True))
 
 
 @pytest.mark.parametrize("case", cases(KINDS, EVERY_RULE[:2]))
@@ -464,8 +467,8 @@ def test_look_and_score_run_at_evictions_only_and_once_each(needs, kind):
 @every_case
 def test_its_engines_were_compiled_once(case):
     """Last of a case's tests: whatever was asked of its engines, nothing was traced again."""
-    for batch_size in (3, 1, 8):
-        if (case, batch_size) in ATTENTION_PASSES:
-            traces = compiled(case, batch_size).traces
+    for batch_size, as_users_do in itertools.product((3, 1, 8), (False, True)):
+        if (case, batch_size, as_users_do) in ATTENTION_PASSES:
+            traces = compiled(case, batch_size, *[True] * as_users_do).traces
             assert traces["decode"] == 1
             assert set(traces.values()) == {1}

@@ -76,14 +76,14 @@ def test_interval_is_reproducible():
     ids=["majority right", "majority wrong", "tie: the earliest", "no answer never wins", "nothing"],
 )
 def test_majority(answers, correct, expected):
-    assert majority_at_k([answers], [correct]) == expected
+    assert majority_at_k([answers], [correct]) == [expected]
 
 
 def test_majority_over_problems_equals_counting():
     """Of all ways to answer 3 times 'a' (right) or 'b', half have 'a' ahead."""
     answers = [list(x) for x in itertools.product("ab", repeat=3)]
     correct = [[float(x == "a") for x in given] for given in answers]
-    assert majority_at_k(answers, correct) == 0.5
+    assert np.mean(majority_at_k(answers, correct)) == 0.5
 
 
 def test_by_problem_keeps_the_order_of_first_appearance():

@@ -1,0 +1,194 @@
+"""``python -m jkv.sweep --dry-run``: what would run, how much it is at most, and whether it fits; nothing is decoded."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from jkv.errors import UserError
+from jkv.planning import chips
+from jkv.sweep_config import Cell, SweepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A cell's size. None is unknown. weights, kv: bytes over all devices; fits: by the TPU's compiler, if it was asked."""
+
+    cell: Cell
+    samples: int | None
+    tokens: int | None
+    weights: int | None
+    kv: int | None
+    fits: bool | None = None
+    temporaries: int | None = None
+
+
+def say(config: SweepConfig) -> None:
+    """Print the table. Raises UserError for whatever a sweep refuses without weights."""
+    if config.topology is not None:
+        chips.parse_topology(config.topology)
+        chips.require()
+        chips.prepare()  # before anything imports jax
+    from rich.console import Console
+
+    from jkv.show import Screen
+
+    rows = [_sized(cell) for cell in config.cells()]
+    screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
+    if config.topology is not None:
+        planned = []
+        for row in _planned(rows, config):
+            planned.append(row)
+            done = f"{len(planned)} of {len(rows)}: {row.cell.name}"
+            screen.print(Text(f"{done}: {'fits' if row.fits else 'does not fit'}"), soft_wrap=True)
+        rows = planned
+    Console().print(_table(rows, config))
+    if config.topology is None and not config.quiet:
+        screen.print("add --topology v5e:2x4 (v5p:2x2x1, v6e:2x2 ...) to compile each run for a TPU", soft_wrap=True)
+
+
+def _sized(cell: Cell) -> Row:
+    """From the files that are here. What is only on the hub, and not known, stays None."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jkv.grid import named
+    from jkv.planning.plan_config import model_config
+    from jkv.runner import new_tokens_of
+
+    with named(cell):
+        policy = cell.config.make_policy()
+        count, new = _problems(cell), new_tokens_of(cell.config)
+        samples = None if count is None else count * cell.config.samples
+        tokens = None if samples is None else samples * new
+        rule = cell.config.retention(policy, longest=new)
+        try:
+            model = model_config(cell.config.model)
+        except UserError:
+            if "/" not in cell.config.model:
+                raise
+            return Row(cell, samples, tokens, None, None)
+    itemsize = np.dtype(jnp.dtype(_dtype(cell))).itemsize
+    kv = model.kv_bytes(cell.config.batch_size, rule.budget, itemsize)
+    return Row(cell, samples, tokens, _parameters(model) * itemsize, kv)
+
+
+def _dtype(cell: Cell) -> str:
+    """What it is decoded in where it belongs: a demo on a CPU, all else on an accelerator."""
+    return cell.config.dtype or ("float32" if cell.config.model.startswith("demo-") else "bfloat16")
+
+
+def _problems(cell: Cell) -> int | None:
+    """How many problems the task has, without a tokenizer and without a network."""
+    import pathlib
+
+    from jkv.tasks.load import DEMO_PROBLEMS
+    from jkv.tasks.spec import BENCHMARKS, SHIPPED, read_yaml
+
+    task, limit = cell.config.task, cell.config.limit
+    path = pathlib.Path(task).expanduser()
+    if task == "demo":
+        return limit or DEMO_PROBLEMS
+    if path.suffix == ".jsonl":
+        try:
+            count = sum(bool(line.strip()) for line in path.read_bytes().splitlines())
+        except OSError as error:
+            raise UserError(f"can't be read ({error.strerror})", where=task) from None
+    elif task in BENCHMARKS:
+        count = read_yaml(SHIPPED / f"{task}.yaml").problems
+    elif path.suffix in (".yaml", ".yml"):
+        count = read_yaml(path).problems
+    else:
+        mend = f"give demo, {', '.join(BENCHMARKS)}, a FILE.jsonl or a FILE.yaml"
+        raise UserError(f"no task {task!r}", where="--task", mend=mend)
+    return count if limit is None or count is None else min(limit, count)
+
+
+def _parameters(config: Any) -> int:
+    import jax
+    from flax import nnx
+
+    from jkv.models import Decoder
+
+    weights = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return sum(leaf.size for leaf in jax.tree.leaves(weights))
+
+
+def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
+    """Each row with the compiler's word; runs that differ in task alone are compiled once."""
+    import jax
+
+    from jkv.grid import named
+    from jkv.planning.plan_config import PlanConfig
+    from jkv.planning.report import plan
+    from jkv.runner import new_tokens_of
+
+    known: dict[PlanConfig, dict[str, Any]] = {}
+    names = {f.name for f in dataclasses.fields(PlanConfig)} - {
+        "topology",
+        "mesh",
+        "budget",
+        "dtype",
+        "max_batch",
+        "json",
+    }
+    for row in rows:
+        cell = row.cell
+        words: dict[str, Any] = {name: getattr(cell.config, name) for name in names}
+        if row.weights is None:
+            yield row
+            continue
+        # The full cache holds the longest prompt, too; 512 tokens are a guess at that.
+        budget = cell.budget or new_tokens_of(cell.config) + 512
+        target = PlanConfig(
+            **words, budget=budget, topology=str(config.topology), dtype=_dtype(cell), max_batch=False,
+            mesh=config.mesh or _mesh(config, cell),
+        )  # fmt: skip
+        key = dataclasses.replace(target, options=None)
+        with named(cell):
+            figures = known.get(key) or plan(target)
+        known[key] = figures
+        jax.clear_caches()
+        yield dataclasses.replace(row, fits=figures["fits"], temporaries=figures["temp_bytes"])
+
+
+def _mesh(config: SweepConfig, cell: Cell) -> str:
+    """As many devices on the model axis as share its KV heads evenly, the others on rows."""
+    import math
+
+    from jkv.planning.plan_config import model_config
+
+    _, grid = chips.parse_topology(str(config.topology))
+    devices, heads = math.prod(grid), model_config(cell.config.model).n_kv_heads
+    model = math.gcd(devices, heads)
+    return f"data={devices // model},model={model}"
+
+
+def _table(rows: Sequence[Row], config: SweepConfig) -> Table:
+    """A line a model, policy and budget; its tasks together."""
+    from jkv.show import human_bytes, visible
+
+    number = lambda n: "?" if n is None else f"{n:,}"
+    size = lambda n: "?" if n is None else human_bytes(n)
+    total = lambda name, of: None if any(getattr(r, name) is None for r in of) else sum(getattr(r, name) for r in of)
+    tasks = ", ".join(config.tasks)
+    table = Table(title=Text(visible(f"{len(rows)} runs, tasks {tasks}")), title_justify="left", box=box.SIMPLE)
+    for heading in ("model", "policy"):
+        table.add_column(heading, overflow="fold")
+    headings = ["budget", "samples", "tokens at most", "weights", "KV buffer"]
+    for heading in headings + ([f"fits {config.topology}"] if config.topology else []):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for key in dict.fromkeys((r.cell.model, r.cell.label, r.cell.budget) for r in rows):
+        model, label, budget = key
+        mine = [r for r in rows if (r.cell.model, r.cell.label, r.cell.budget) == key]
+        words = [Text(visible(model)), Text(visible(label)), "whole" if budget is None else str(budget)]
+        numbers = [number(total("samples", mine)), number(total("tokens", mine))]
+        fits = {None: "?", True: "yes", False: "no"}[mine[0].fits]
+        sizes = [size(mine[0].weights), size(mine[0].kv)]
+        table.add_row(*words, *numbers, *sizes, *([fits] if config.topology else []))
+    table.caption = f"at most {number(total('tokens', rows))} tokens in all; bytes over all devices"
+    table.caption_justify = "left"
+    return table
