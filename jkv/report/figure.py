@@ -83,10 +83,10 @@ def _draw_panel(
         handles["Pass@1, published"] = marks
         tops += panel.pass_at_1
     # Room above the bars: 1.15 keeps the tallest interval off the frame, and 10 keeps an axis where nothing is right.
-    limit = min(max(1.15 * max(tops), 10), 105)
+    limit = min(max(1.15 * max(tops), 10.0), 105.0)
     axes.set_ylim(0, limit)
     for budget, s in graded.items():
-        _write_value(axes, place[budget], 100 * s["pass_at_1"], 100 * s["pass_at_1_high"], limit)
+        _write_value(axes, place[budget], 100.0 * s["pass_at_1"], 100.0 * s["pass_at_1_high"], limit)
     handles |= _draw_line(right, by_budget, place, overlay, panel)
     axes.set_xticks(range(len(budgets)), [f"{budget:,}" if budget >= 10_000 else str(budget) for budget in budgets])
     axes.set_xlim(-0.6, len(budgets) - 0.4)
@@ -99,7 +99,7 @@ def _draw_panel(
     return handles
 
 
-def _write_value(axes: Any, at: float, value: float, top: float, limit: float) -> None:
+def _write_value(axes: Any, at: int, value: float, top: float, limit: float) -> None:
     """The bar's value: at its foot, where no line runs, or above it if it is too short."""
     inside = value > 0.14 * limit
     axes.text(

@@ -368,7 +368,7 @@ def test_only_what_a_policy_asks_for_is_carried_and_computed(case):
         assert (layer.queries is None) == (needs.queries == 0)
         assert layer.queries is None or layer.queries.shape == (3, needs.queries, CONFIG.n_heads, CONFIG.head_dim)
     assert (engine.state.slot_tokens is None) == (not needs.tokens)
-    passes = ATTENTION_PASSES[case, 3]
+    passes = ATTENTION_PASSES[case, 3, False]
     assert passes % CONFIG.n_layers == 0  # JAX may trace the loop's body more than once
     assert (passes > 0) == needs.attention
 

@@ -1,4 +1,4 @@
-"""Paired differences against closed forms; results.csv and results.md hold what the runs say."""
+"""Paired differences against closed forms; averages over tasks; results.csv and results.md hold what the runs say."""
 
 import csv
 import io
@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jkv.report.results import BASELINE, Result, difference, results_csv, results_markdown
+from jkv.report.results import BASELINE, MEAN, averages, difference, results_csv, results_markdown, results_tables
 from jkv.report.statistics import paired_difference
+from tests.report.results import result
 
-SUMMARY = {
-    "model": "m", "retain": 6, "window": 1, "sinks": 0, "pin_prompt": False, "granularity": "shared", "samples": 2,
-    "pass_at_1": 0.5, "pass_at_1_low": 0.25, "pass_at_1_high": 0.75, "maj_at_k": None, "truncation_rate": 0.125,
-    "mean_tokens": 3.0, "tps": 1234.5, "tps_paper": None, "evictions": 4, "peak_slots": 8, "mean_slots": 7.0,
-    "kv_bytes": 10, "kv_bytes_full": 20, "batch_size": 2, "recompiles": 0, "device": "cpu",
-}  # fmt: skip
+RANDOM = {"policy": "random", "pin_prompt": True}
 
 
 def test_the_interval_is_that_of_the_paired_t_statistics_bootstrap():
@@ -37,22 +33,23 @@ def test_a_gap_that_is_the_same_everywhere_is_certain():
 
 
 def test_differences_are_over_the_problems_that_both_have():
-    one = Result("a", 8, "t", SUMMARY, {"x": [1.0], "y": [1.0]})
-    other = Result("b", 8, "t", SUMMARY, {"y": [0.0], "z": [1.0]})
-    assert difference(one, other) == (1.0, 1.0, 1.0)
-    assert difference(one, Result("b", 8, "t", SUMMARY, {"z": [1.0]})) is None
-    assert difference(Result("a", 8, "t", SUMMARY, {}), other) is None
+    one = result("a", 8, {"x": [1.0], "y": [1.0]})
+    assert difference(one, result("b", 8, {"y": [0.0], "z": [1.0]})) == (1.0, 1.0, 1.0)
+    assert difference(one, result("b", 8, {"z": [1.0]})) is None
+    assert difference(result("a", 8, {}), one) is None
+    assert difference(one, None) is None
 
 
 def test_files():
     results = [
-        Result("full", None, "t", {**SUMMARY, "pass_at_1": 1.0}, {"x": [1.0], "y": [1.0]}),
-        Result(BASELINE, 8, "t", SUMMARY, {"x": [1.0], "y": [0.0]}),
-        Result("mine", 8, "t", SUMMARY, {"x": [1.0], "y": [1.0]}),
-        Result("mine", 16, "t", {**SUMMARY, "pass_at_1": None}, {}),
+        result("full", None, {"x": [1.0], "y": [1.0]}, pass_at_1=1.0),
+        result("chance", 8, {"x": [1.0], "y": [0.0]}, **RANDOM),
+        result("mine", 8, {"x": [1.0], "y": [1.0]}),
+        result("mine", 16, {}, pass_at_1=None, pass_at_k=None),
     ]
     rows = list(csv.DictReader(io.StringIO(results_csv(results))))
     assert [row["budget"] for row in rows] == ["", "8", "8", "16"]
+    assert [(row["k"], row["pass_at_k"]) for row in rows] == [("2", "0.6")] * 3 + [("", "")]
     assert float(rows[2]["vs_random"]) == 0.5
     assert float(rows[2]["vs_full"]) == 0.0
     assert rows[3]["pass_at_1"] == rows[3]["vs_full"] == ""
@@ -60,3 +57,51 @@ def test_files():
     assert "| mine | 50.0 [25.0, 75.0] | - |" in text
     assert "| mine | 1,234, 12.5 % | 1,234, 12.5 % |" in text
     assert "| mine | +50.0 [+0.0, +100.0] | - |" in text
+    assert "| chance | -50.0 [-100.0, +0.0] |  |" in text
+    assert "| mine | 7, 8 | 7, 8 |" in text
+    assert f"less that of {BASELINE}" in text
+
+
+def test_without_a_rival_there_is_no_table_of_differences():
+    assert "less that of" not in results_markdown([result("mine", 8, {"x": [1.0]})])
+
+
+TWO_TASKS = [
+    result("full", None, {"x": [1.0], "y": [1.0]}, task="s", tokens=100, wall_s=1.0),
+    result("full", None, {"a": [1.0]}, task="t", tokens=100, wall_s=1.0),
+    result("mine", 8, {"x": [1.0], "y": [0.0]}, task="s", tokens=100, wall_s=1.0, peak_slots=7, mean_slots=2.0),
+    result("mine", 8, {"a": [1.0]}, task="t", tokens=500, wall_s=4.0, mean_slots=4.0, truncation_rate=0.375),
+    result("mine", 16, {"x": [1.0]}, task="s"),
+]
+
+
+def test_the_average_weighs_tasks_equally_and_waits_for_all():
+    full, mine = averages(TWO_TASKS)
+    assert (full.budget, mine.budget) == (None, 8)  # 16 has run on one task only
+    assert mine.summary["pass_at_1"] == (0.5 + 1.0) / 2
+    assert (mine.summary["pass_at_1_low"], mine.summary["pass_at_1_high"]) == (0.5, 1.0)
+    assert mine.summary["tps"] == 600 / 5
+    assert mine.summary["mean_slots"] == 3.0
+    assert mine.summary["truncation_rate"] == 0.25
+    assert mine.summary["peak_slots"] == 8
+    gap, low, high = difference(mine, full) or (0, 0, 0)
+    assert (gap, low, high) == (-0.25, -0.5, 0.0)
+
+
+def test_the_average_of_one_task_is_the_task():
+    alone = [r for r in TWO_TASKS if r.task == "s"]
+    assert averages(alone) == alone
+
+
+def test_averages_are_in_the_files_and_on_the_screen():
+    rows = list(csv.DictReader(io.StringIO(results_csv(TWO_TASKS))))
+    assert [(row["task"], row["policy"]) for row in rows[len(TWO_TASKS) :]] == [(MEAN, "full"), (MEAN, "mine")]
+    assert float(rows[-1]["vs_full"]) == -0.25
+    assert "## m, mean over tasks\n" in results_markdown(TWO_TASKS)
+    assert [str(table.title) for table in results_tables(TWO_TASKS)] == ["m, s", "m, t", "m, mean over tasks"]
+
+
+def test_nothing_graded_has_no_average():
+    ungraded = [result("a", 8, {}, task=task, pass_at_1=None) for task in ("s", "t")]
+    (mean,) = averages(ungraded)
+    assert mean.summary["pass_at_1"] is None

@@ -8,7 +8,16 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jkv.report.statistics import by_problem, interval, majority_at_k, pass_at_1
+from jkv.report.statistics import (
+    by_problem,
+    interval,
+    majority_at_k,
+    mean_over_tasks,
+    paired_difference,
+    paired_difference_over_tasks,
+    pass_at_1,
+    pass_at_k,
+)
 
 HITS = st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=5), min_size=1, max_size=20)
 
@@ -90,3 +99,63 @@ def test_by_problem_keeps_the_order_of_first_appearance():
     assert by_problem(["b", "a", "b"], [1, 2, 3]) == [[1, 3], [2]]
     with pytest.raises(ValueError, match="longer"):
         by_problem(["b"], [1, 2])
+
+
+@given(HITS, st.integers(1, 5))
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(correct, k):
+    """Counted: every way to take k of a problem's samples."""
+    enough = [samples for samples in correct if len(samples) >= k]
+    counted = [np.mean([any(draw) for draw in itertools.combinations(samples, k)]) for samples in enough]
+    assert pass_at_k(enough, k) == pytest.approx(counted)
+    if len(enough) < len(correct):
+        with pytest.raises(ValueError, match="not defined"):
+            pass_at_k(correct, k)
+
+
+def test_pass_at_k_is_unbiased():
+    """Over draws of n samples its mean is that of k fresh samples, 1 - (1 - p)^k; 1 - (1 - c/n)^k's isn't."""
+    rng, n, k, p = np.random.default_rng(0), 6, 3, 0.3
+    drawn = (rng.random((20_000, n)) < p).astype(float).tolist()
+    expected = 1 - (1 - p) ** k
+    assert np.mean(pass_at_k(drawn, k)) == pytest.approx(expected, abs=0.01)
+    plug_in = [1 - (1 - np.mean(samples)) ** k for samples in drawn]
+    assert abs(np.mean(plug_in) - expected) > 0.02
+
+
+def test_the_mean_over_tasks_weighs_them_equally_and_resamples_within_each():
+    """A task of one problem adds no uncertainty, the other its own, halved."""
+    values = [[1.0], [0.0], [1.0], [1.0], [0.0], [1.0], [0.0], [1.0]]
+    mean, low, high = mean_over_tasks([values, [[1.0]]])
+    alone = interval(values)
+    assert mean == (5 / 8 + 1) / 2
+    np.testing.assert_allclose([low, high], [(x + 1) / 2 for x in alone], atol=0.03)
+
+
+def test_the_paired_mean_over_tasks_of_one_task_is_the_paired_difference():
+    rng = np.random.default_rng(3)
+    ours, theirs = (rng.integers(0, 2, (40, 2)).astype(float).tolist() for _ in range(2))
+    assert paired_difference_over_tasks([ours], [theirs]) == paired_difference(ours, theirs)
+    mean, low, high = paired_difference_over_tasks([ours, theirs], [theirs, ours])
+    assert mean == pytest.approx(0)
+    assert low < 0 < high
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_the_interval_covers_the_truth_as_often_as_it_says(samples):
+    """Problems of different difficulty, drawn anew each time: 95 % intervals hold the mean difficulty in about 95 %
+    of 400 benchmarks (binomial: 0.92 to 0.98), and another draw of the same size in about 83 %, as two independent
+    estimates are sqrt(2) further apart than one is from the truth."""
+    rng, problems = np.random.default_rng(5), 100
+    truth, covered, again = 0.6, 0, 0  # of Beta(3, 2)
+
+    def benchmark() -> list[list[float]]:
+        difficulty = rng.beta(3, 2, problems)
+        return (rng.random((problems, samples)) < difficulty[:, None]).astype(float).tolist()
+
+    for _ in range(400):
+        low, high = interval(benchmark(), draws=500)
+        covered += low <= truth <= high
+        again += low <= pass_at_1(benchmark()) <= high
+    assert 0.92 < covered / 400 < 0.98
+    expected = 2 * scipy.stats.norm.cdf(1.96 / 2**0.5) - 1
+    assert abs(again / 400 - expected) < 0.06
