@@ -1,4 +1,4 @@
-"""``python -m jkv.sweep --dry-run``: what would run, how much it is at most, and whether it fits; nothing is decoded."""
+"""``python -m jkv.sweep --dry-run``: what would run, how much it is at most, whether it fits. Nothing is decoded."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from jkv.sweep_config import Cell, SweepConfig
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A cell's size. None is unknown. weights, kv: bytes over all devices; fits: by the TPU's compiler, if it was asked."""
+    """A cell's size; None is unknown. weights, kv: bytes over all devices. fits: by the TPU's compiler, if asked."""
 
     cell: Cell
     samples: int | None

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import time
 from collections.abc import Iterator, Sequence
 
 from rich.text import Text
@@ -22,9 +23,12 @@ from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
 from jkv.tasks import Problem, load_task
 
+DRAW_EVERY_S = 60.0
+
 
 def run_sweep(config: SweepConfig) -> list[Result]:
-    """Run all cells; results and figures so far are in ``--out`` after each. Finished samples are not run again.
+    """Run all cells; results so far are in ``--out`` after each, figures once a minute and at the end. Finished samples
+    are not run again.
 
     Raises UserError, before anything is decoded, for a cell that can't run.
     """
@@ -37,6 +41,7 @@ def run_sweep(config: SweepConfig) -> list[Result]:
             cell.config.retention(cell.config.make_policy(), longest=1)
     board = Board(cells)
     results: list[Result] = []
+    drawn = time.monotonic()
     with Grader() as grader:
         for model, group in itertools.groupby(cells, lambda cell: cell.config.model):
             mine = list(group)
@@ -63,8 +68,11 @@ def run_sweep(config: SweepConfig) -> list[Result]:
                 if not board.live:
                     screen.print(Text(visible(f"{number}: {board.said(result)}")), soft_wrap=True)
                 write_results(out, results)
-                _draw(out, config, results, overlay)
+                if time.monotonic() - drawn > DRAW_EVERY_S and len(results) < len(cells):
+                    _draw(out, config, results, overlay)
+                    drawn = time.monotonic()
             del engines, loaded, problems  # the next model needs the memory
+    _draw(out, config, results, overlay)
     if not config.quiet:
         Screen(highlight=False).print(*results_tables(results))
         screen.print(Text(visible(f"figure, tables and runs are in {out}")), soft_wrap=True)

@@ -10,7 +10,7 @@ import pytest
 @contextlib.contextmanager
 def optimised(yes: bool) -> Iterator[None]:
     """While the block runs, programs are compiled as users' are, or without most optimisations."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", not yes)
     try:
         yield

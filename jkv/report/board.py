@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from rich import box
 from rich.table import Table
@@ -10,23 +9,13 @@ from rich.text import Text
 
 from jkv.report.results import Result
 from jkv.show import Screen, visible
-
-
-class _Cell(Protocol):
-    @property
-    def model(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def budget(self) -> int | None: ...
-    @property
-    def config(self): ...
+from jkv.sweep_config import Cell
 
 
 class Board:
     """What has run, what runs and what is to come, of the model at work. live: whether there is a terminal for it."""
 
-    def __init__(self, cells: Sequence[_Cell]):
+    def __init__(self, cells: Sequence[Cell]):
         self.cells = list(cells)
         self.shown: dict[tuple, str] = {}
         self.now: tuple | None = None
@@ -35,13 +24,13 @@ class Board:
         self.live = screen.is_terminal and not screen.is_dumb_terminal
 
     @contextlib.contextmanager
-    def running(self, cell: _Cell, number: str) -> Iterator[None]:
+    def running(self, cell: Cell, number: str) -> Iterator[None]:
         """While the cell runs."""
         self.now, self.number = _key(cell), number
         yield
         self.now = None
 
-    def done(self, cell: _Cell, result: Result) -> None:
+    def done(self, cell: Cell, result: Result) -> None:
         """The cell's Pass@1, or its tokens/s where nothing is graded."""
         value = result.summary["pass_at_1"]
         self.shown[_key(cell)] = f"{result.summary['tps']:,.0f}/s" if value is None else f"{100 * value:.1f}"
@@ -84,5 +73,5 @@ class Board:
         return Text(self.shown.get(key, "·"), "bold" if key in self.shown else "dim")
 
 
-def _key(cell: _Cell) -> tuple:
+def _key(cell: Cell) -> tuple:
     return (cell.model, cell.config.task, cell.label, cell.budget)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -168,8 +169,14 @@ def results_markdown(results: Sequence[Result]) -> str:
         parts.append(f"## {model}, {'mean over tasks' if task == MEAN else task}\n")
         for title, cell in (
             ("Pass@1 in percent [95 % interval]", _pass),
-            ("Pass@1 less that of the full cache, in points [paired 95 % interval]", lambda r: _less_full(r, mine)),
-            (f"Pass@1 less that of {BASELINE}, in points [paired 95 % interval]", lambda r: _less(r, mine)),
+            (
+                "Pass@1 less that of the full cache, in points [paired 95 % interval]",
+                functools.partial(_less_full, results=mine),
+            ),
+            (
+                f"Pass@1 less that of {BASELINE}, in points [paired 95 % interval]",
+                functools.partial(_less, results=mine),
+            ),
             ("Tokens/s, and the share of samples cut off at the token limit", _speed),
             ("Slots of a row in use, mean and peak", _slots),
         ):

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from jkv import cli, sweep
+from jkv.engine import Engine
 from jkv.errors import UserError
+from jkv.grid import run_sweep
 from jkv.report.results import BASELINE
 from tests.command.conftest import read_jsonl, write_rows
 from tests.tiny import prompts
@@ -57,7 +59,12 @@ def test_a_sweep_runs_every_cell_and_continues(config, tmp_path, capsys):
         assert int(row["peak_slots"]) <= int(row["budget"] or 10**9)
     markdown = (out / "results.md").read_text("utf-8")
     assert "| rkv half | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in markdown
-    assert "rkv half" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "rkv half" in printed.out
+    assert "7 of 7: Pass@1 0.0 % [0.0, 0.0]" in printed.err
+    assert {path.name for path in out.iterdir()} == {
+        "runs", "results.csv", "results.md", "figure.png", "figure.svg", "policies.png", "policies.svg",
+    }  # fmt: skip
 
     runs = sorted(out.glob("runs/*/*/*/samples.jsonl"))
     assert len(runs) == 7
@@ -101,6 +108,77 @@ def test_entries_that_say_nothing_sensible_are_refused(config, tmp_path):
         config.write_text(text.replace(old, new), "utf-8")
         with pytest.raises(UserError, match=message):
             sweep.main(["--config", str(config), "--out", str(tmp_path / "none")])
+
+
+def test_models_and_the_full_cache_may_have_words_of_their_own(config):
+    text = config.read_text("utf-8")
+    model = text.split("models: [")[1].split("]")[0]
+    text = text.replace(f"models: [{model}]", f"models:\n  - {{model: {model}, name: R1, ratio: 0.5, batch_size: 2}}")
+    config.write_text(text.replace("policies:\n", "policies:\n  - {policy: full, batch_size: 1}\n"), "utf-8")
+    cells = list(sweep.parse(["--config", str(config), "--out", "x"]).cells())
+    assert [(cell.model, cell.label, cell.budget) for cell in cells[:2]] == [("R1", "full", None), ("R1", BASELINE, 24)]
+    assert [cell.config.batch_size for cell in cells[:2]] == [1, 2]
+    assert cells[0].directory == "runs/R1/" + cells[0].directory.split("/", 2)[2]
+    rkv = cells[-1].config
+    assert (rkv.ratio, rkv.retain) == (None, 20)  # the policy's word goes before the model's
+    assert (cells[1].config.ratio, cells[1].config.retain) == (0.5, None)
+    without = sweep.parse(["--config", str(config), "--out", "x", "--policies", "window", "--no-full"])
+    assert [cell.budget for cell in without.cells()] == [24, 32]
+
+
+def test_programs_are_shared_by_tasks(wordy, graded, tmp_path, monkeypatch):
+    """Runs that differ in task alone compile nothing anew, and each has its own time."""
+    second = tmp_path / "second.jsonl"
+    second.write_bytes(graded.read_bytes())
+    compiled: list[str] = []
+    compile_ = Engine._compile
+    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[1].__name__), compile_(*a))[1])
+    config = sweep.parse([
+        "--models", str(wordy), "--tasks", str(graded), str(second), "--policies", "window", "--budgets", "24", "32",
+        "--no-full", "--max-new-tokens", "30", "--batch-size", "3", "--window", "2", "--quiet",
+        "--out", str(tmp_path / "out"),
+    ])  # fmt: skip
+    results = run_sweep(config)
+    assert [(r.budget, r.task) for r in results] == [(b, str(t)) for b in (24, 32) for t in (graded, second)]
+    assert len(compiled) == 2 * 2  # decode and one prefill a budget
+    assert [r.summary["compile_s"] > 0 for r in results] == [True, False, True, False]
+    for one, other in zip(results[::2], results[1::2], strict=True):
+        same = ("tokens", "evictions", "mean_slots", "peak_slots")
+        assert [one.summary[name] for name in same] == [other.summary[name] for name in same]
+        for r in (one, other):
+            assert r.summary["tps"] == pytest.approx(r.summary["tokens"] / r.summary["wall_s"])
+            assert r.summary["recompiles"] == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open(encoding="utf-8")))
+    assert [row["task"] for row in rows[4:]] == ["mean", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--overlay", "paper"], "has nothing about"),
+        (["--overlay", "no.json"], "can't be read"),
+        (["--figure", "rkv"], "--figure: no policy 'rkv' here"),
+        (["--topology", "v5e:2x4"], "--topology: is read by --dry-run only"),
+        (["--dry-run", "--topology", "v9:1"], "'v9:1' is no topology"),
+        (["--dry-run", "--tasks", "no.jsonl"], "no.jsonl: can't be read"),
+        (["--dry-run", "--tasks", "nope"], "no task 'nope'"),
+        (["--dry-run", "--models", "nope"], "no such model: 'nope'"),
+    ],
+)
+def test_figures_and_dry_runs_refuse_what_makes_no_sense(arguments, message, config, tmp_path, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(sweep.main, ["--config", str(config), "--out", str(tmp_path / "out"), *arguments])
+    assert leaving.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_local_files(config, capsys, tmp_path):
+    sweep.main(["--config", str(config), "--dry-run", "--samples", "2"])
+    printed = capsys.readouterr().out
+    assert "7 runs" in printed
+    assert f"{7 * 3 * 2 * 30:,} tokens in all" in printed
 
 
 def test_no_place_for_the_results(config):

@@ -9,13 +9,12 @@ import re
 import types
 
 import pytest
-import tokenizers
-import transformers
 
 from jkv.grader import Verdict
 from jkv.tasks.grading import extract_answer
 from jkv.tasks.marking import Marking
 from jkv.tasks.problem import Problem
+from tests.chatty import save_tokenizer
 from tests.command.conftest import read_jsonl
 from tests.tiny import Tiny
 
@@ -83,21 +82,7 @@ def test_answers_of_other_problems_are_wrong(problems, grader):
 def chatty(tmp_path_factory):
     """A tiny random model with a tokenizer of bytes and a chat template that begins a thought."""
     directory = tmp_path_factory.mktemp("chatty")
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<pad>", "<bos>", "<eos>"], show_progress=False,
-    )  # fmt: skip
-    backend.train_from_iterator(["the value of $x$ is \\frac{1}{2} and \\sqrt{3}"] * 9, trainer)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>")
-    fast.add_tokens(["<think>", "</think>"])
-    fast.chat_template = (
-        "<bos>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
-    )
-    fast.save_pretrained(directory)
+    fast = save_tokenizer(directory)
     Tiny("chatty", "qwen2", 1, 2, vocabulary=320).save(directory)
     return types.SimpleNamespace(path=directory, tokenizer=fast)
 

@@ -1,0 +1,113 @@
+"""configs/sweep_paper.yaml: the paper's figure, and it runs end to end on tiny models of its families."""
+
+import csv
+import io
+import json
+import pathlib
+
+import pytest
+import yaml
+
+import jkv.predictor
+from jkv import sweep
+from jkv.engine import Engine
+from jkv.report.published import read_published
+from jkv.report.results import MEAN
+from jkv.shipped import CONFIGS, FIGURES, OF_HUB
+from tests.chatty import VOCABULARY, save_tokenizer
+from tests.command.conftest import read_jsonl
+from tests.tasks.stand_ins import LAYOUTS, write
+from tests.tiny import LLAMA3, Tiny
+
+PAPER = CONFIGS / "sweep_paper.yaml"
+FIGURE = json.loads((FIGURES / "dynts.json").read_text("utf-8"))
+FAMILIES = {
+    "R1-Llama": Tiny("r1-llama", "llama", 2, 4, (("rope_parameters", LLAMA3),), VOCABULARY),
+    "R1-Qwen": Tiny("r1-qwen", "qwen2", 1, 7, (), VOCABULARY),
+}
+
+
+def test_it_is_the_papers_figure():
+    config = sweep.parse(["--config", str(PAPER), "--out", "x"])
+    assert config.tasks == FIGURE["tasks"]
+    assert config.budgets == FIGURE["budgets"]
+    assert (config.samples, config.max_new_tokens) == (FIGURE["samples"], FIGURE["max_new_tokens"])
+    assert (config.temperature, config.top_p, config.top_k) == (0.6, 0.95, 20)
+    cells = list(config.cells())
+    assert len(cells) == 2 * 6 * 4
+    for cell in cells:
+        panel = FIGURE["panels"][cell.model]
+        assert cell.config.model == panel["hf_id"] in OF_HUB
+        assert cell.label == cell.config.policy == config.drawn == "dynts"
+        rule = cell.config.retention(cell.config.make_policy(), longest=1)
+        assert cell.budget is not None
+        assert rule.retain == panel["window"] + int(panel["ratio"] * (cell.budget - panel["window"]))
+        assert (rule.budget, rule.window, rule.pin_prompt) == (cell.budget, panel["window"], True)
+    assert read_published("paper").of("R1-Llama") is not None
+
+
+def test_a_dry_run_needs_no_weights(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # a shipped file is found from anywhere
+    monkeypatch.setattr(jkv.predictor, "load_predictor", None)
+    sweep.main(["--config", "configs/sweep_paper.yaml", "--dry-run"])
+    printed = capsys.readouterr().out
+    # (30 + 30 + 40 + 198) problems x 5 samples x 16384 tokens; 32 rows of 2 * 32 * 8 * 128 numbers of 2 bytes a slot.
+    assert f"{298 * 5 * 16384:,}" in printed
+    assert f"{12 * 298 * 5 * 16384:,} tokens in all" in printed
+    assert f"{32 * 2500 * 2 * 32 * 8 * 128 * 2 / 2**30:.1f} GiB" in printed
+    assert "15.0 GiB" in printed  # 8,030,261,248 parameters
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for task in FIGURE["tasks"]:
+        write(task, ".jsonl", data)
+    monkeypatch.setenv("JKV_DATA", str(data))
+    config = yaml.safe_load(PAPER.read_text("utf-8"))
+    # What stands for 2500 to 5000: the prompts, a letter or so a token, are pinned and must fit.
+    config |= {"budgets": [256, 272, 288, 304, 320, 336], "max_new_tokens": 320, "samples": 2, "limit": 3}
+    for entry in config["models"]:
+        directory = tmp_path / entry["name"]
+        FAMILIES[entry["name"]].save(directory)
+        save_tokenizer(directory)
+        jkv.predictor.save_predictor(directory, jkv.predictor.random_predictor(40))
+        entry |= {"model": str(directory), "window": 16, "ratio": 0.9}
+    mine = tmp_path / "sweep.yaml"
+    mine.write_text(yaml.safe_dump(config), "utf-8")
+    compiled: list[str] = []
+    compile_ = Engine._compile
+    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[1].__name__), compile_(*a))[1])
+    out = tmp_path / "out"
+    sweep.main(["--config", str(mine), "--overlay", "paper", "--out", str(out), "--quiet"])
+
+    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text("utf-8"))))
+    assert len(rows) == 48 + 12
+    for row in rows[:48]:
+        assert int(row["samples"]) == 6
+        assert int(row["peak_slots"]) == int(row["budget"])
+        assert int(row["evictions"]) > 0
+        assert float(row["tps"]) == pytest.approx(int(row["tokens"]) / float(row["wall_s"]))
+        assert row["recompiles"] == "0"
+    assert [row["task"] for row in rows[48:]] == [MEAN] * 12
+    for name in ("figure.png", "figure.svg", "policies.png", "results.md"):
+        assert (out / name).stat().st_size > 0
+    assert "Pass@1, published" in (out / "figure.svg").read_text("utf-8")
+    keys = set()
+    for path in out.glob("runs/*/*/*/samples.jsonl"):
+        keys |= {(*path.parent.parts[-3:], row["id"], row["sample"]) for row in read_jsonl(path)}
+    assert len(keys) == 48 * 6
+    # One decode program a model and budget, whatever the task, and no more prefills than lengths of prompts.
+    assert len(compiled) <= 12 * (1 + 3), compiled
+    before = {path: path.read_bytes() for path in out.glob("runs/*/*/*/samples.jsonl")}
+    del compiled[:]
+    sweep.main(["--config", str(mine), "--out", str(out), "--quiet"])
+    assert {path: path.read_bytes() for path in before} == before
+    assert compiled == []
+
+
+def test_stand_ins_are_in_the_benchmarks_layouts():
+    assert set(FIGURE["tasks"]) <= set(LAYOUTS)
+    assert pathlib.Path(PAPER).is_file()
