@@ -1,6 +1,7 @@
 """``python -m jkv.sweep --dry-run``: what would run, how much it is at most, whether it fits. Nothing is decoded."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,9 @@ def _problems(cell: Cell) -> int | None:
     return count if limit is None or count is None else min(limit, count)
 
 
+@functools.cache
 def _parameters(config: Any) -> int:
+    """How many there are. Takes seconds, so once a model."""
     import jax
     from flax import nnx
 

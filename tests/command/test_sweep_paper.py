@@ -68,7 +68,13 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JKV_DATA", str(data))
     config = yaml.safe_load(PAPER.read_text("utf-8"))
     # What stands for 2500 to 5000: the prompts, a letter or so a token, are pinned and must fit.
-    config |= {"budgets": [256, 272, 288, 304, 320, 336], "max_new_tokens": 320, "samples": 2, "limit": 3}
+    config |= {
+        "budgets": [256, 272, 288, 304, 320, 336],
+        "max_new_tokens": 200,
+        "samples": 2,
+        "limit": 3,
+        "batch_size": 6,
+    }
     for entry in config["models"]:
         directory = tmp_path / entry["name"]
         FAMILIES[entry["name"]].save(directory)

@@ -207,8 +207,8 @@ def by_score(row: tuple, rule: Retention) -> bool:
 
 
 def grid() -> list:
-    """All cases, granularities and models, evicting in bulk and one out in turn: each case meets both. What is not slow
-    has each case once."""
+    """All cases, granularities and models, evicting in bulk and one out in turn: each case meets both. The quick run has
+    each case once, the slow one in both granularities and on a second model, the exhaustive one all."""
     names = dict.fromkeys(CASES, (LLAMA, QWEN2, QWEN3))
     for name in ("expected_attention", "triattention"):
         names[name] = (LLAMA, QWEN2, QWEN3, YARN)
@@ -216,7 +216,9 @@ def grid() -> list:
     for (place, case), (turn, granularity) in itertools.product(enumerate(CASES), enumerate(("shared", "head"))):
         for number, model in enumerate(names[case]):
             kind = list(KINDS)[(place // 2 + turn + number) % 2]
-            marks = () if turn == place % 2 and number == place % 3 else pytest.mark.slow
+            quick = turn == place % 2 and number == place % 3
+            slow = turn != place % 2 and number == (place + 1) % 3
+            marks = () if quick else pytest.mark.slow if slow else pytest.mark.exhaustive
             chosen.append(pytest.param(case, granularity, kind, model, marks=marks))
     return chosen
 
@@ -238,13 +240,14 @@ QUICK = [
     ("rkv", "shared", "bulk"),
     ("lazy", "head", "bulk"),
 ]
+TURNS = (pytest.mark.exhaustive, pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("case", "granularity", "kind"),
     [
-        pytest.param(*words, marks=() if words in QUICK else pytest.mark.slow)
-        for words in itertools.product(LONG, ("shared", "head"), KINDS)
+        pytest.param(*words, marks=() if words in QUICK else TURNS[i % 2])
+        for i, words in enumerate(itertools.product(LONG, ("shared", "head"), KINDS))
     ],
 )
 def test_prompts_longer_than_the_budget_equal_the_oracle(case: str, granularity: Any, kind: str, models):

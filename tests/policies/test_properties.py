@@ -124,10 +124,13 @@ SOME_RULES = [EVERY_RULE[0], EVERY_RULE[3]]
 
 
 def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULES, *, long: bool = False) -> list:
-    """Every evicting entry under these rules, and ``plain``; those not in ``plain`` are slow."""
+    """Every evicting entry under these rules, and ``plain``. Of those not in ``plain``, each entry's turn at one of the
+    rules is slow, the others are exhaustive."""
     every = [Case(name, *rule, long) for name, rule in itertools.product(EVICTING, rules)]
     every += sorted(plain - set(every), key=str)
-    return [pytest.param(case, id=str(case), marks=[] if case in plain else pytest.mark.slow) for case in every]
+    turn = {Case(name, *rules[i % len(rules)], long) for i, name in enumerate(EVICTING)}
+    mark = lambda case: [] if case in plain else pytest.mark.slow if case in turn else pytest.mark.exhaustive
+    return [pytest.param(case, id=str(case), marks=mark(case)) for case in every]
 
 
 def in_turn(plain: set[Case], *, long: bool = False) -> list:
