@@ -207,8 +207,10 @@ def by_score(row: tuple, rule: Retention) -> bool:
 
 
 def grid() -> list:
-    """All cases, granularities and models, evicting in bulk and one out in turn: each case meets both. The quick run has
-    each case once, the slow one in both granularities and on a second model, the exhaustive one all."""
+    """All cases, granularities and models, evicting in bulk and one out in turn: each case meets both.
+
+    The quick run has each case once, the slow one its other granularity on a second model, the exhaustive one the rest.
+    """
     names = dict.fromkeys(CASES, (LLAMA, QWEN2, QWEN3))
     for name in ("expected_attention", "triattention"):
         names[name] = (LLAMA, QWEN2, QWEN3, YARN)
