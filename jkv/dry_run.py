@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -77,7 +77,7 @@ def _sized(cell: Cell) -> Row:
     return Row(cell, samples, tokens, _parameters(model) * itemsize, kv)
 
 
-def _dtype(cell: Cell) -> str:
+def _dtype(cell: Cell) -> Literal["float32", "bfloat16"]:
     """What it is decoded in where it belongs: a demo on a CPU, all else on an accelerator."""
     return cell.config.dtype or ("float32" if cell.config.model.startswith("demo-") else "bfloat16")
 

@@ -66,12 +66,12 @@ def averages(results: Sequence[Result]) -> list[Result]:
 def _averaged(parts: Sequence[Result]) -> dict[str, Any]:
     """A summary over tasks, without what only a single run has."""
     summaries = [r.summary for r in parts]
-    same = lambda name: summaries[0][name] if len({s[name] for s in summaries}) == 1 else None
-    total = lambda name: sum(s[name] for s in summaries)
+    same: Callable[[str], Any] = lambda name: summaries[0][name] if len({s[name] for s in summaries}) == 1 else None
+    total: Callable[[str], Any] = lambda name: sum(s[name] for s in summaries)
     mean = lambda name: None if any(s[name] is None for s in summaries) else total(name) / len(summaries)
     of_all = ("policy", "retain", "window", "sinks", "pin_prompt", "granularity", "kv_bytes", "kv_bytes_full",
               "batch_size", "device")  # fmt: skip
-    found = {name: same(name) for name in of_all}
+    found: dict[str, Any] = {name: same(name) for name in of_all}
     found |= {name: total(name) for name in ("samples", "ungraded", "tokens", "wall_s", "compile_s", "evictions")}
     found |= {name: mean(name) for name in ("maj_at_k", "truncation_rate", "mean_slots")}
     found |= {name: max(s[name] for s in summaries) for name in ("peak_slots", "recompiles")}
