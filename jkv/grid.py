@@ -8,11 +8,13 @@ from typing import Any
 
 from rich.text import Text
 
+from jkv.auto_mesh import mesh_words
 from jkv.errors import UserError
 from jkv.load import Loaded, load
+from jkv.mesh import place_weights
 from jkv.report.results import Result, results_tables, write_results
 from jkv.run_config import DecodeConfig
-from jkv.runner import context_of, default_dtype, new_tokens_of, run
+from jkv.runner import context_of, default_dtype, mesh_of, new_tokens_of, run
 from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
 from jkv.tasks import load_task
@@ -32,8 +34,13 @@ def run_sweep(config: SweepConfig) -> list[Result]:
     results: list[Result] = []
     for model, group in itertools.groupby(cells, lambda cell: cell.config.model):
         mine = list(group)
+        # One mesh for all runs of a model, chosen for the largest buffer: the weights stay where they are.
+        largest = max(mine, key=lambda cell: cell.budget or new_tokens_of(cell.config))
+        with _named(largest):
+            mesh = mesh_of(largest.config)
+        mine = [dataclasses.replace(c, config=dataclasses.replace(c.config, mesh=mesh_words(mesh))) for c in mine]
         with busy(f"loading {model}", quiet=config.quiet):
-            loaded = load(model, default_dtype(config.dtype))
+            loaded = load(model, default_dtype(config.dtype), None if mesh is None else place_weights(mesh))
         _check(mine, loaded)
         for cell in mine:
             text = f"{len(results) + 1} of {len(cells)}: {_name(cell)}"

@@ -9,7 +9,7 @@ import pydantic
 from jkv.errors import UserError
 from jkv.policies import Granularity
 from jkv.run_config import HELP as RUN_HELP
-from jkv.run_config import DecodeConfig
+from jkv.run_config import DecodeConfig, check_words
 
 # What an entry of ``policies`` may set for itself, beside its name.
 _OF_A_POLICY = (
@@ -41,6 +41,7 @@ class SweepConfig:
     top_k: int = 20
     seed: int = 0
     implementation: Literal["auto", "xla", "pallas"] = "auto"
+    mesh: str | None = None
     out: str | None = None
     quiet: bool = False
 
@@ -53,6 +54,7 @@ class SweepConfig:
                 raise UserError("names something twice", where=f"--{name}", mend="give each once")
         if self.out is None:
             raise UserError("a sweep needs a place for its results", where="--out", mend="give a directory")
+        check_words(self.mesh)
 
     def cells(self) -> Iterator["Cell"]:
         """All runs: for each model and task the full cache, then each policy at each budget."""
@@ -63,7 +65,7 @@ class SweepConfig:
                 mend = "give each a name of its own, as in {policy: rkv, name: rkv-half, options: {lam: 0.5}}"
                 raise UserError(f"two entries are called {label!r}", where="--policies", mend=mend)
         common = ("register", "dtype", "samples", "limit", "batch_size", "max_new_tokens", "temperature", "top_p",
-                  "top_k", "seed", "implementation", "quiet")  # fmt: skip
+                  "top_k", "seed", "implementation", "mesh", "quiet")  # fmt: skip
         budget_words = ("window", "ratio", "sinks", "pin_prompt", "granularity")
         shared = {name: getattr(self, name) for name in common}
         words = {name: getattr(self, name) for name in budget_words}
