@@ -40,7 +40,8 @@ def run_sweep(config: SweepConfig) -> list[Result]:
             mesh = mesh_of(largest.config)
         mine = [dataclasses.replace(c, config=dataclasses.replace(c.config, mesh=mesh_words(mesh))) for c in mine]
         with busy(f"loading {model}", quiet=config.quiet):
-            loaded = load(model, default_dtype(config.dtype), None if mesh is None else place_weights(mesh))
+            shard = None if mesh is None else place_weights(mesh)
+            loaded = load(model, default_dtype(config.dtype), shard, config.weights)
         _check(mine, loaded)
         for cell in mine:
             text = f"{len(results) + 1} of {len(cells)}: {_name(cell)}"

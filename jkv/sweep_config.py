@@ -27,6 +27,7 @@ class SweepConfig:
     budgets: list[int] = dataclasses.field(default_factory=lambda: [96, 128, 192])
     register: list[str] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    weights: Literal["int8"] | None = None
     window: int | None = None
     ratio: float | None = None
     sinks: int | None = None
@@ -64,8 +65,8 @@ class SweepConfig:
             if labels.count(label) > 1:
                 mend = "give each a name of its own, as in {policy: rkv, name: rkv-half, options: {lam: 0.5}}"
                 raise UserError(f"two entries are called {label!r}", where="--policies", mend=mend)
-        common = ("register", "dtype", "samples", "limit", "batch_size", "max_new_tokens", "temperature", "top_p",
-                  "top_k", "seed", "implementation", "mesh", "quiet")  # fmt: skip
+        common = ("register", "dtype", "weights", "samples", "limit", "batch_size", "max_new_tokens", "temperature",
+                  "top_p", "top_k", "seed", "implementation", "mesh", "quiet")  # fmt: skip
         budget_words = ("window", "ratio", "sinks", "pin_prompt", "granularity")
         shared = {name: getattr(self, name) for name in common}
         words = {name: getattr(self, name) for name in budget_words}
