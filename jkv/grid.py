@@ -125,10 +125,13 @@ def _check(cells: Sequence[Cell], loaded: Loaded) -> dict[str, list[Problem]]:
 
 
 def _correct(directory: pathlib.Path) -> dict[str, list[float]]:
-    """Of a finished run, each problem's samples: right or wrong. Ungraded ones are left out."""
+    """Of a finished run, each problem's samples: right or wrong. Ungraded ones are left out.
+
+    In order of ids and samples, not of finishing: a bootstrap draws the same for a run that was stopped on its way.
+    """
     correct: dict[str, list[float]] = {}
-    for line in (directory / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    rows = map(json.loads, (directory / "samples.jsonl").read_text(encoding="utf-8").splitlines())
+    for row in sorted(rows, key=lambda row: (row["id"], row["sample"])):
         if row["correct"] is not None:
             correct.setdefault(row["id"], []).append(float(row["correct"]))
     return correct

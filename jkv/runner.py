@@ -314,7 +314,9 @@ class _Run:
         return any(r["prompt_tokens"] + len(r["token_ids"]) - 1 > self.rule.budget for r in self.directory.samples)
 
     def _summary(self, kv_bytes: int) -> dict[str, Any]:
-        rows, timings, rule = self.directory.samples, self.directory.timings, self.rule
+        timings, rule = self.directory.timings, self.rule
+        # In an order of their own, so that no mean's last digit depends on what finished first.
+        rows = sorted(self.directory.samples, key=lambda row: (row["id"], row["sample"]))
         tokens = sum(len(row["token_ids"]) for row in rows)
         return {
             "model": self.config.model,

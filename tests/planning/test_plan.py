@@ -113,8 +113,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_compiled_is_refused_before(case, capsys):
+def test_what_cannot_be_compiled_is_refused_before(case, monkeypatch):
     pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' brings the TPU compiler")
+    for name, value in chips.ENVIRONMENT.items():  # other processes may have loaded libtpu, too
+        monkeypatch.setenv(name, value)
     words, message = REFUSED[case]
     from jkv import flags
     from jkv.planning.plan_config import HELP
