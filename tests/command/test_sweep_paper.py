@@ -70,7 +70,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     # What stands for 2500 to 5000: the prompts, a letter or so a token, are pinned and must fit.
     config |= {
         "budgets": [256, 272, 288, 304, 320, 336],
-        "max_new_tokens": 200,
+        "max_new_tokens": 260,
         "samples": 2,
         "limit": 3,
         "batch_size": 6,
