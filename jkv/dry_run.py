@@ -24,7 +24,6 @@ class Row:
     weights: int | None
     kv: int | None
     fits: bool | None = None
-    temporaries: int | None = None
 
 
 def say(config: SweepConfig) -> None:
@@ -44,7 +43,8 @@ def say(config: SweepConfig) -> None:
         for row in _planned(rows, config):
             planned.append(row)
             done = f"{len(planned)} of {len(rows)}: {row.cell.name}"
-            screen.print(Text(f"{done}: {'fits' if row.fits else 'does not fit'}"), soft_wrap=True)
+            said = {None: "its config is not here", True: "fits", False: "does not fit"}[row.fits]
+            screen.print(Text(f"{done}: {said}"), soft_wrap=True)
         rows = planned
     Console().print(_table(rows, config))
     if config.topology is None and not config.quiet:
@@ -129,7 +129,7 @@ def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
     from jkv.planning.report import plan
     from jkv.runner import new_tokens_of
 
-    known: dict[PlanConfig, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
     names = {f.name for f in dataclasses.fields(PlanConfig)} - {
         "topology",
         "mesh",
@@ -150,12 +150,12 @@ def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
             **words, budget=budget, topology=str(config.topology), dtype=_dtype(cell), max_batch=False,
             mesh=config.mesh or _mesh(config, cell),
         )  # fmt: skip
-        key = dataclasses.replace(target, options=None)
+        key = repr(target)  # options, too, change a program
         with named(cell):
             figures = known.get(key) or plan(target)
         known[key] = figures
         jax.clear_caches()
-        yield dataclasses.replace(row, fits=figures["fits"], temporaries=figures["temp_bytes"])
+        yield dataclasses.replace(row, fits=figures["fits"])
 
 
 def _mesh(config: SweepConfig, cell: Cell) -> str:
@@ -178,11 +178,17 @@ def _table(rows: Sequence[Row], config: SweepConfig) -> Table:
     size = lambda n: "?" if n is None else human_bytes(n)
     total = lambda name, of: None if any(getattr(r, name) is None for r in of) else sum(getattr(r, name) for r in of)
     tasks = ", ".join(config.tasks)
-    table = Table(title=Text(visible(f"{len(rows)} runs, tasks {tasks}")), title_justify="left", box=box.SIMPLE)
+    table = Table(
+        title=Text(visible(f"{len(rows)} runs, tasks {tasks}")),
+        title_justify="left",
+        box=box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for heading in ("model", "policy"):
-        table.add_column(heading, overflow="fold")
-    headings = ["budget", "samples", "tokens at most", "weights", "KV buffer"]
-    for heading in headings + ([f"fits {config.topology}"] if config.topology else []):
+        table.add_column(heading, overflow="fold", min_width=10)
+    headings = ["budget", "samples", "tokens\nat most", "weights", "KV buffer"]
+    for heading in headings + ([f"fits\n{config.topology}"] if config.topology else []):
         table.add_column(heading, justify="right", no_wrap=True)
     for key in dict.fromkeys((r.cell.model, r.cell.label, r.cell.budget) for r in rows):
         model, label, budget = key
