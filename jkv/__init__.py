@@ -1,3 +1,19 @@
 """jkv: budgeted reasoning decode in JAX."""
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Modules that can be called by their name: `jkv.view(...)`. Imported when first asked for, `import jkv` stays cheap.
+_CALLABLE = ("view",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLABLE:
+        return importlib.import_module(f"jkv.{name}")
+    raise AttributeError(f"module 'jkv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_CALLABLE})

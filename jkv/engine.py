@@ -49,12 +49,17 @@ class Completion(NamedTuple):
 
 
 class Eviction(NamedTuple):
-    """One eviction of one row (only with ``trace``). ``position``: the newest token's. ``kept``: as in Completion."""
+    """One eviction of one row (only with ``trace``). ``position``: the newest token's. ``kept``: as in Completion.
+
+    ``scores`` (of an engine that records them): float32 [S] or [L, K, S], of the slots occupied before the eviction, in
+    the order of their tokens' positions; what was protected has +inf.
+    """
 
     request: Request
     event: int
     position: int
     kept: list
+    scores: np.ndarray | None = None
 
 
 class Progress(NamedTuple):
@@ -79,8 +84,8 @@ class Engine:
     """Decodes requests in ``batch_size`` rows, each owning ``rule.budget`` KV slots.
 
     model: weights decide the buffer's dtype.  steps_per_call: decode steps a host call; fewer refresh progress more
-    often.  parameters: what the policy's ``bind`` returned beside the policy.  traces counts how often JAX traced each
-    program: "decode" stays at 1.
+    often.  parameters: what the policy's ``bind`` returned beside the policy.  record_scores: whether evictions of a
+    traced run carry scores.  traces counts how often JAX traced each program: "decode" stays at 1.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Engine:
         steps_per_call: int = 64,
         implementation: str = "auto",
         parameters: Any = (),
+        record_scores: bool = False,
     ):
         graph, self.weights = nnx.split(model)
         config = model.config
@@ -107,6 +113,7 @@ class Engine:
             sampler=sampler or Greedy(),
             eos_ids=config.eos_ids if eos_ids is None else eos_ids,
             implementation=implementation,
+            record_scores=record_scores,
         )
         self.parameters = parameters
         self.dtype = model.embed[...].dtype
@@ -208,7 +215,7 @@ class Engine:
             self.timings.prefill += time.perf_counter() - started
             if trace and (evictions := int(np.asarray(self.state.evictions)[row])) > filled.evictions:
                 filled.evictions = evictions
-                yield Eviction(request, evictions - 1, int(done) - 1, self._kept(row))
+                yield Eviction(request, evictions - 1, int(done) - 1, self._kept(row), self._scores(row))
             started = time.perf_counter()
         return filled
 
@@ -250,9 +257,10 @@ class Engine:
             newest = int(drawn.position[index]) - 1
             if self.program.rule.one_out:
                 # The token that took the victim's slot is already in; the eviction happened before it.
-                yield Eviction(row.request, row.evictions - 1, newest - 1, self._kept(index, without=newest))
+                kept, newest = self._kept(index, without=newest), newest - 1
             else:
-                yield Eviction(row.request, row.evictions - 1, newest, self._kept(index))
+                kept = self._kept(index)
+            yield Eviction(row.request, row.evictions - 1, newest, kept, self._scores(index))
 
     def _kept(self, row: int, without: int | None = None) -> list:
         cache = self.state.cache
@@ -265,6 +273,14 @@ class Engine:
             positions = positions[positions != without].reshape(layers, heads, n - 1)
         positions = np.sort(positions, axis=-1)
         return positions[0, 0].tolist() if self.program.rule.granularity == "shared" else positions.tolist()
+
+    def _scores(self, row: int) -> np.ndarray | None:
+        """What the row's last eviction decided by, in the order of positions."""
+        if (scored := self.state.scored) is None:
+            return None
+        scores, positions = (np.asarray(_row_of(x, row)) for x in (scored.scores, scored.positions))
+        scores = np.take_along_axis(scores, np.argsort(positions, axis=-1), axis=-1)
+        return scores[0, 0] if self.program.rule.granularity == "shared" else scores
 
     def _compiled_decode(self):
         if self.compiled_decode is None:

@@ -20,7 +20,7 @@ from jkv.policies.base import Slots
 from jkv.policies.retention import priority, victim
 from jkv.sharding import per_shard
 from jkv.shards import anywhere, spread, write_row
-from jkv.state import EVICTION, DecodeState, Program, row_keys
+from jkv.state import EVICTION, DecodeState, Program, Scored, row_keys
 
 
 def full_rows(state: DecodeState) -> Bool[Array, " B"]:
@@ -52,31 +52,35 @@ def see_slots(program: Program, parameters: Any, books: DecodeState, layers: tup
 
 def decide(
     program: Program, parameters: Any, state: DecodeState, rows: Bool[Array, " B"], *, overwrite: bool
-) -> tuple[Int[Array, "B l k kept"], Any]:
+) -> tuple[Int[Array, "B l k kept"], dict[str, Any]]:
     """For every row that evicts: the slots that stay (kept = R) or, to ``overwrite``, the one that goes (kept = 1).
-    Other rows get the first slots. Also the policy's state after it looked."""
+    Other rows get the first slots. Also the books that scoring changed, by name: the policy's state after it looked,
+    and, where scores are recorded, what was seen."""
     kept = 1 if overwrite else program.rule.retain
     nothing = jnp.broadcast_to(
         jnp.arange(kept, dtype=jnp.int32)[None, None, None], (*state.cache.positions.shape[:3], kept)
     )
 
-    def choose(books: DecodeState, layers: tuple[LayerKV, ...]) -> tuple[Int[Array, "B l k kept"], Any]:
+    def choose(books: DecodeState, layers: tuple[LayerKV, ...]) -> tuple[Int[Array, "B l k kept"], dict[str, Any]]:
         slots = see_slots(program, parameters, books, layers)
         looked = program.policy.look(books.policy, slots)
         scores = priority(program.policy.score(looked, slots), slots)
+        changed = {"policy": looked, "scored": Scored(scores, slots.positions) if program.record_scores else None}
         if overwrite:
-            return victim(scores, slots.positions)[..., None], looked
-        return select(scores, slots.positions, kept, implementation=program.implementation), looked
+            return victim(scores, slots.positions)[..., None], changed
+        return select(scores, slots.positions, kept, implementation=program.implementation), changed
+
+    before = {"policy": state.policy, "scored": state.scored}
 
     if not (program.policy.needs.buffer or program.rule.granularity == "head"):
 
-        def all_rows() -> tuple[Int[Array, "B l k kept"], Any]:
-            chosen, looked = choose(state, state.cache.layers)
+        def all_rows() -> tuple[Int[Array, "B l k kept"], dict[str, Any]]:
+            chosen, changed = choose(state, state.cache.layers)
             keep = lambda now, before: jnp.where(jax.lax.expand_dims(rows, range(1, now.ndim)), now, before)
-            return keep(chosen, nothing), jax.tree.map(keep, looked, state.policy)
+            return keep(chosen, nothing), jax.tree.map(keep, changed, before)
 
         (some,) = anywhere(jnp.any(rows))
-        return jax.lax.cond(some, all_rows, lambda: (nothing, state.policy))
+        return jax.lax.cond(some, all_rows, lambda: (nothing, before))
 
     row = jnp.arange(rows.shape[0], dtype=jnp.int32)
 
@@ -84,15 +88,15 @@ def decide(
         return jnp.min(jnp.where(rows & (row > after), row, jnp.int32(rows.shape[0])))
 
     def one_row(carry):
-        b, chosen, policy = carry
-        here, looked = choose(*row_of(dataclasses.replace(state, policy=policy), b))
+        b, chosen, books = carry
+        here, changed = choose(*row_of(dataclasses.replace(state, **books), b))
         mine = b < rows.shape[0] if spread() else None  # a shard whose rows are done waits for the others'
         put = lambda leaf, value: write_row(leaf, value, b, mine)
-        return next_row(b), put(chosen, here), jax.tree.map(put, policy, looked)
+        return next_row(b), put(chosen, here), jax.tree.map(put, books, changed)
 
-    start = (next_row(jnp.int32(-1)), nothing, state.policy)
-    _, chosen, policy = jax.lax.while_loop(lambda carry: anywhere(carry[0] < rows.shape[0])[0], one_row, start)
-    return chosen, policy
+    start = (next_row(jnp.int32(-1)), nothing, before)
+    _, chosen, books = jax.lax.while_loop(lambda carry: anywhere(carry[0] < rows.shape[0])[0], one_row, start)
+    return chosen, books
 
 
 def row_of(state: DecodeState, row: Int[Array, ""]) -> tuple[DecodeState, tuple[LayerKV, ...]]:
@@ -104,7 +108,7 @@ def row_of(state: DecodeState, row: Int[Array, ""]) -> tuple[DecodeState, tuple[
 
 def evict(program: Program, parameters: Any, state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
     """Bulk eviction of ``rows``: ``retain`` slots stay, moved to the front in order. Other rows are untouched."""
-    source, policy = decide(program, parameters, state, rows, overwrite=False)
+    source, books = decide(program, parameters, state, rows, overwrite=False)
     cache = state.cache
 
     layers = []
@@ -127,7 +131,8 @@ def evict(program: Program, parameters: Any, state: DecodeState, rows: Bool[Arra
     return dataclasses.replace(
         state,
         cache=KVCache(tuple(layers), follow(cache.positions), length),
-        policy=jax.tree.map(follow, policy),
+        policy=jax.tree.map(follow, books["policy"]),
+        scored=books["scored"],
         slot_tokens=None if state.slot_tokens is None else follow(state.slot_tokens),
         evictions=state.evictions + rows.astype(jnp.int32),
     )
@@ -135,9 +140,9 @@ def evict(program: Program, parameters: Any, state: DecodeState, rows: Bool[Arra
 
 def slot_to_overwrite(
     program: Program, parameters: Any, state: DecodeState, rows: Bool[Array, " B"]
-) -> tuple[Int[Array, "B l k"], Any]:
-    """One-in-one-out: for ``rows`` the victim's slot, for others the next dead slot. Nothing moves. Also the policy's
-    state after it looked."""
-    chosen, policy = decide(program, parameters, state, rows, overwrite=True)
+) -> tuple[Int[Array, "B l k"], dict[str, Any]]:
+    """One-in-one-out: for ``rows`` the victim's slot, for others the next dead slot. Nothing moves. Also the books that
+    scoring changed, by name (see ``decide``)."""
+    chosen, books = decide(program, parameters, state, rows, overwrite=True)
     next_slot = jnp.broadcast_to(state.cache.length[:, None, None], state.cache.positions.shape[:3])
-    return jnp.where(rows[:, None, None], chosen[..., 0], next_slot), policy
+    return jnp.where(rows[:, None, None], chosen[..., 0], next_slot), books

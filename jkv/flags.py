@@ -21,12 +21,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse(cls: type[_C], argv: list[str] | None, *, prog: str, description: str | None, help: Mapping[str, str]) -> _C:
+def parse(
+    cls: type[_C],
+    argv: list[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+    help: Mapping[str, str],
+    positional: str | None = None,
+) -> _C:
     """An instance of ``cls`` from flags; flags override the YAML file, which overrides the defaults.
 
     cls: a dataclass with fields of type str, int, float, bool, Literal, list[str], dict[str, Any] (on the command line
     NAME=VALUE words), or one of these | None.  help: a text for every
-    field.  Raises UserError for an unknown name or a wrong value, in one line.
+    field.  positional: a field (of list[str]) that takes the words without a flag.  Raises UserError for an unknown name or a wrong value, in one line.
     """
     # Only flags that are given leave a trace, so that they alone override the file.
     parser = Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -41,6 +49,9 @@ def parse(cls: type[_C], argv: list[str] | None, *, prog: str, description: str 
         many = {"nargs": "+", "metavar": "NAME=VALUE" if _is(dict, kind) else "WORD"}
         options: dict[str, Any] = boolean if kind in (bool, bool | None) else {"choices": words or None}
         options = many if _is(dict, kind) or _is(list, kind) else options
+        if name == positional:
+            parser.add_argument(name, help=text, nargs="*", metavar=name.upper().removesuffix("S"))
+            continue
         parser.add_argument("--" + name.replace("_", "-"), help=text, **options)
     flags = vars(parser.parse_args(argv))
 

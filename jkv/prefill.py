@@ -17,7 +17,7 @@ from jkv.cache import KVCache, LayerKV
 from jkv.ops.prefill_attention import prefill_attention
 from jkv.policies.base import NewTokens
 from jkv.shards import own_row, write_row
-from jkv.state import SAMPLING, DecodeState, Program, row_keys
+from jkv.state import SAMPLING, DecodeState, Program, empty_scores, row_keys
 from jkv.step import emit, record
 
 
@@ -129,6 +129,7 @@ def fresh_row(program: Program, state: DecodeState, length, limit, key) -> Decod
         evictions=zero,
         peak=zero,
         slot_steps=zero,
+        scored=None if state.scored is None else empty_scores(shape),
     )
 
 

@@ -30,6 +30,7 @@ from jkv.show import LiveProgress, Screen, busy, human_bytes, short, summary_tab
 from jkv.tasks import Problem, load_task
 from jkv.tasks.grading import opens_thought
 from jkv.tasks.marking import Marking
+from jkv.text import pieces
 
 DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
 # Seconds that a run which is broken off waits for the grades of samples that are finished.
@@ -87,6 +88,7 @@ def run(
             seed=config.seed,
             implementation=config.implementation,
             parameters=parameters,
+            record_scores=config.trace,
         )
     pairs = [(p, Request(p.id, p.prompt_ids, new_tokens, sample)) for p in problems for sample in range(config.samples)]
     for problem, request in pairs:
@@ -282,6 +284,8 @@ class _Run:
         """The sample, yet without its answer and grade."""
         tokenizer = self.loaded.tokenizer
         text = "" if tokenizer is None else tokenizer.decode(done.token_ids, skip_special_tokens=True)
+        # With these a trace can be looked at where neither the tokenizer nor the task is at hand.
+        more = {"pieces": pieces(tokenizer, (*done.request.prompt_ids, *done.token_ids))} if self.config.trace else {}
         steps = len(done.token_ids) - 1
         return {
             "id": done.request.id,
@@ -293,6 +297,7 @@ class _Run:
             "evictions": done.evictions,
             "peak_slots": done.peak_slots,
             "mean_slots": round(done.slot_steps / steps, 3) if steps else float(done.peak_slots),
+            **more,
         }
 
     def _trace_row(self, event: Eviction) -> dict[str, Any]:
@@ -303,6 +308,7 @@ class _Run:
             "position": event.position,
             "granularity": self.rule.granularity,
             "kept": event.kept,
+            **({} if event.scores is None else {"scores": plain_scores(event.scores)}),
         }
 
     def _full_bytes(self) -> int:
@@ -363,3 +369,10 @@ class _Run:
             grade = {True: "right", False: wrong, None: f"ungraded ({row.get('ungraded')})"}[row["correct"]]
             title += f": {said}, {grade}"
         return thought(self.loaded.tokenizer, done.request.prompt_ids, done.token_ids, kept, title=title, styled=styled)
+
+
+def plain_scores(scores: np.ndarray) -> list:
+    """Scores as JSON: nested lists of numbers that give the same float32 again; None for what was protected (+inf)."""
+    if scores.ndim > 1:
+        return [plain_scores(part) for part in scores]
+    return [None if score == np.inf else float(f"{score:.9g}") for score in scores.tolist()]

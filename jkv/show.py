@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import time
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jkv import engine
+from jkv.text import pieces
+from jkv.text import short as short
+from jkv.text import visible as visible
 
 _LOG_EVERY_S = 10.0
 # A thought longer than this is shown without its middle.
@@ -37,18 +39,6 @@ def human_bytes(n: int | float) -> str:
     raise AssertionError
 
 
-def visible(text: str) -> str:
-    r"""Text that a model or a file holds, safe for a terminal: control and format characters as \x1b, newlines stay."""
-    if text.isprintable():
-        return text
-
-    def one(char: str) -> str:
-        harmless = char == "\n" or (unicodedata.category(char)[0] != "C" and char not in "\u2028\u2029")
-        return char if harmless else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-    return "".join(map(one, text))
-
-
 @contextlib.contextmanager
 def busy(what: str, *, quiet: bool) -> Iterator[None]:
     """While the block runs, a terminal shows ``what``: reading a large model takes minutes."""
@@ -57,12 +47,6 @@ def busy(what: str, *, quiet: bool) -> Iterator[None]:
         if screen.is_terminal and not screen.is_dumb_terminal and not quiet:
             stack.enter_context(screen.status(Text(visible(what)), spinner="line"))
         yield
-
-
-def short(text: str, limit: int = 40) -> str:
-    """On one line, and no longer than ``limit`` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 class LiveProgress:
@@ -164,7 +148,7 @@ def thought(
     for start, end in ranges:
         if start:
             text.append(f"\n\n... {start - half:,} tokens not shown ...\n\n", "italic")
-        words = list(zip(range(start, end), _words(tokenizer, ids[start:end]), strict=True))
+        words = list(zip(range(start, end), pieces(tokenizer, ids[start:end]), strict=True))
         for gone, run in itertools.groupby(words, lambda word: word[0] not in kept_set):
             text.append(opening if gone else "")
             for position, word in run:
@@ -177,26 +161,6 @@ def thought(
     return Panel(
         Group(text, Text("\n" + caption, "italic")), title=Text(visible(" ".join(title.split()))), expand=False
     )
-
-
-def _words(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token's text. Tokens that share a character (bytes of it) give all of it to the last of them."""
-    if tokenizer is None:
-        return [f"{i} " for i in ids]
-    words: list[str] = []
-    before: list[int] = []  # decoded with what follows, so that spaces between tokens are seen
-    group: list[int] = []
-    for i in ids:
-        group.append(i)
-        prefix, whole = tokenizer.decode(before), tokenizer.decode(before + group)
-        if whole.endswith("\ufffd") and len(group) < 4:  # a character has at most 4 bytes
-            words.append("")
-            continue
-        words.append(whole[len(prefix) :] if whole.startswith(prefix) else tokenizer.decode(group))
-        before, group = group, []
-    if group:
-        words[-1] = tokenizer.decode(group)
-    return words
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jkv.axes import Array, Bool, Int, UInt32
+from jkv.axes import Array, Bool, Float, Int, UInt32
 from jkv.cache import KVCache, empty_cache
 from jkv.config import ModelConfig
 from jkv.policies.base import Policy, Shape
@@ -29,6 +29,7 @@ class Program:
     sampler: Sampler
     eos_ids: tuple[int, ...]
     implementation: str = "auto"
+    record_scores: bool = False
 
     @property
     def bulk(self) -> bool:
@@ -52,12 +53,22 @@ class Program:
 
 
 @pytree
+class Scored:
+    """What the last eviction of each row decided by: every slot's priority (+inf: protected), and the position that the
+    slot held then. Slots are numbered as they were before that eviction."""
+
+    scores: Float[Array, "B l k S"]
+    positions: Int[Array, "B l k S"]
+
+
+@pytree
 class DecodeState:
     """One batch in flight. ``token`` is each row's newest token, not yet in the buffer; ``position`` is its place in
     the sequence. A row that is not active keeps everything as it was when it ended, until it is refilled.
 
     generated, limit: new tokens so far, and at most.  evictions, peak, slot_steps: evictions, most slots occupied, and
-    occupied slots summed over decode steps.  key: raw random key of the request.
+    occupied slots summed over decode steps.  key: raw random key of the request.  scored: only for a program that
+    records scores.
     """
 
     cache: KVCache
@@ -73,6 +84,7 @@ class DecodeState:
     evictions: Int[Array, " B"]
     peak: Int[Array, " B"]
     slot_steps: Int[Array, " B"]
+    scored: Scored | None = None
 
     @property
     def newest(self) -> Int[Array, " B"]:
@@ -106,7 +118,13 @@ def empty_state(program: Program, batch: int, dtype) -> DecodeState:
         evictions=zeros(),
         peak=zeros(),
         slot_steps=zeros(),
+        scored=empty_scores(shape) if program.record_scores else None,
     )
+
+
+def empty_scores(shape: Shape) -> Scored:
+    """No eviction yet."""
+    return Scored(scores=shape.per_slot(), positions=shape.per_slot(jnp.int32))
 
 
 def request_key(seed: int, problem_id: str, sample: int) -> np.ndarray:

@@ -59,8 +59,8 @@ def step(program: Program, model: Decoder, parameters: Any, state: DecodeState) 
     one_out = program.policy.evicts and program.rule.one_out
     evicted = full_rows(state) if one_out else jnp.zeros_like(active)
     if one_out:
-        slot, looked = slot_to_overwrite(program, parameters, state, evicted)
-        state = dataclasses.replace(state, policy=looked)
+        slot, books = slot_to_overwrite(program, parameters, state, evicted)
+        state = dataclasses.replace(state, **books)
     else:
         slot = jnp.broadcast_to(state.cache.length[:, None, None], state.cache.positions.shape[:3])
     cache = state.cache

@@ -1,0 +1,58 @@
+"""What ``jkv.view`` returns: a page that a notebook shows inline, and that can be saved."""
+
+import dataclasses
+import html
+import pathlib
+
+from jkv.errors import UserError
+from jkv.report.view.history import History
+from jkv.report.view.page import render_page
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class View:
+    """One sample, by one run or several. eviction: shown after so many (None: at its end).  height: in pixels."""
+
+    histories: tuple[History, ...]
+    eviction: int | None = None
+    height: int = 760
+
+    def __post_init__(self):
+        most = self.histories[0].evictions
+        if self.eviction is not None and not 0 <= self.eviction <= most:
+            what = f"{self.eviction} is not among the {most} evictions of {self.histories[0].id!r}"
+            raise UserError(what, where="--eviction", mend=f"give 0 to {most}")
+
+    def __repr__(self) -> str:
+        names = " beside ".join(history.run for history in self.histories)
+        return f"View({self.histories[0].id!r}, sample {self.histories[0].sample}, {names}); save(path) writes it"
+
+    @property
+    def html(self) -> str:
+        """The page."""
+        return render_page(self.histories, eviction=self.eviction)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own: styles don't mix with the notebook's, and scripts can't reach it."""
+        style = f"width: 100%; height: {self.height:d}px; border: 0"
+        title = "KV retention view"
+        return f'<iframe title="{title}" sandbox="allow-scripts" style="{style}" srcdoc="{html.escape(self.html)}"></iframe>'
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the page (.html) or the picture (.png, .svg, .pdf). Raises UserError for another kind of file, OSError
+        where it can't be written."""
+        path = pathlib.Path(path)
+        kind = path.suffix.lower()
+        if kind in (".html", ".htm"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.html, encoding="utf-8")
+        elif kind in PICTURES:
+            from jkv.report.view.picture import draw_view
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_view(path, self.histories, eviction=self.eviction)
+        else:
+            mend = f"end it in .html, {', '.join(PICTURES)}"
+            raise UserError("is neither a page nor a picture", where=str(path), mend=mend)
