@@ -51,8 +51,8 @@ class ViewConfig:
 HELP = {
     "runs": "what --out was in a decode run with --trace; more than one: side by side",
     "beside": "one more run, to the right",
-    "id": "of the problem (default: the first sample that evicted anything)",
-    "sample": "number of the completion, from 0 (default: the first)",
+    "id": "of the problem (default: that of the sample with the most evictions)",
+    "sample": "number of the completion, from 0 (default: the one with the most evictions)",
     "eviction": "show it after so many evictions (default: at its end)",
     "out": f"the page to write (default: {PAGE} in the first run's directory)",
     "picture": "also write a picture, for papers: FILE.png, .svg or .pdf",
@@ -61,9 +61,7 @@ HELP = {
 
 def parse(argv: list[str] | None) -> ViewConfig:
     """Flags to a config. Raises UserError."""
-    return flags.parse(
-        ViewConfig, argv, prog="python -m jkv.view", description=__doc__, help=HELP, positional="runs"
-    )
+    return flags.parse(ViewConfig, argv, prog="python -m jkv.view", description=__doc__, help=HELP, positional="runs")
 
 
 def view(
@@ -77,7 +75,7 @@ def view(
     """What stayed in the KV buffer while a sample was decoded; a notebook shows it inline.
 
     run: the ``--out`` directory of a decode run made with ``--trace``.  beside: more such runs of the same task, shown
-    side by side.  id, sample: which completion (default: the first that evicted in all of them).  eviction: show it
+    side by side.  id, sample: which completion (default: the one with the most evictions).  eviction: show it
     after so many evictions (default: at its end).  height: of the frame in a notebook, in pixels.
     ``save(path)`` of what is returned writes it: .html is the page, .png, .svg and .pdf are the picture.
 

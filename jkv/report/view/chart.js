@@ -140,7 +140,7 @@ class Chart {
     label("slots", 12, this.lineTop + this.lineHeight / 2, "center", true);
     label(grouped(this.top), MARGIN.left - 4, this.y(this.top) + 4, "right");
     label("0", MARGIN.left - 4, this.lineTop + this.lineHeight, "right");
-    if (run.rule.budget) label("budget", MARGIN.left + this.width - 4, this.y(run.rule.budget) + 12, "right");
+    if (run.rule.budget) label("budget", MARGIN.left + 5, this.y(run.rule.budget) + 13, "left");
     for (const part of [0, 0.5, 1]) {
       const position = Math.round(part * (this.limit - 1));
       label(grouped(position), this.x(position), box.height - 19, part === 0 ? "left" : part === 1 ? "right" : "center");

@@ -78,16 +78,16 @@ class History:
 
 
 def read_history(run: str | pathlib.Path, id: str | None = None, sample: int | None = None) -> History:
-    """The history of a sample: by default the first one that evicted. Raises UserError for a directory without a trace,
-    an id or sample that it hasn't, and lines that are torn or contradict each other."""
+    """The history of a sample: by default the one with the most evictions. Raises UserError for a directory without a
+    trace, an id or sample that it hasn't, and lines that are torn or contradict each other."""
     path = pathlib.Path(run).expanduser()
     row = _choose(path, id, sample)
     return _history(path, row, read_rule(path))
 
 
 def common_sample(runs: list[pathlib.Path], id: str | None, sample: int | None) -> tuple[str, int]:
-    """The (id, sample) that all runs have, of the one asked for: the first that evicted in all of them, or else the
-    first. Raises UserError if there is none."""
+    """The (id, sample) that all runs have, of the one asked for: the one with the most evictions. Raises UserError
+    if there is none."""
     every = [{(row["id"], row["sample"]): row["evictions"] for row in read_samples(run)} for run in runs]
     wanted = lambda key: (id is None or key[0] == id) and (sample is None or key[1] == sample)
     asked = " and ".join(f"{k} {v!r}" for k, v in (("id", id), ("sample", sample)) if v is not None)
@@ -98,7 +98,7 @@ def common_sample(runs: list[pathlib.Path], id: str | None, sample: int | None) 
     if not shared:
         what = f"have no sample in common{f' of {asked}' if asked else ''}"
         raise UserError(what, where=" and ".join(map(str, runs)), mend="compare runs of the same task")
-    return next((key for key in shared if all(keys[key] for keys in every)), shared[0])
+    return max(shared, key=lambda key: min(keys[key] for keys in every))
 
 
 def _some(keys: Any) -> str:

@@ -19,6 +19,8 @@ const times = [...new Set(runs.flatMap((run) => run.positions))].sort((a, b) => 
 const stops = times.length ? [{ position: times[0], before: true }, ...times.map((position) => ({ position }))] : [];
 stops.push({ position: limit - 1, end: true });
 const slider = find("slider");
+// Tokens of a block. A text that has no line so long is broken all the same.
+const BLOCK = 150, LONGEST_BLOCK = 1000;
 
 class Panel {
   constructor(run, parent) {
@@ -33,7 +35,7 @@ class Panel {
     const canvas = make("canvas", figure);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", "Which tokens are in the buffer, and how many slots they take, over time");
-    make("figcaption", figure, "", "Above: each token from when it is written to when it is evicted. Below: occupied KV slots. Click to go there.");
+    make("figcaption", figure, "", "Above: each token from written to evicted. Below: occupied KV slots. Click to go there.");
     this.chart = new Chart(canvas, run, limit, seek);
     const text = make("div", body, "text");
     text.tabIndex = 0;
@@ -44,7 +46,6 @@ class Panel {
     for (const [name, from, to] of [["prompt", 0, run.prompt], ["thought", run.prompt, run.thoughtEnd], ["answer", run.thoughtEnd, run.n]]) {
       if (from >= to) continue;
       make("h3", text, "", `${name}, ${plural(to - from, "token")}`);
-      const section = make("div", text, "tokens");
       for (let p = from; p < to; p++) {
         const token = document.createElement("b");
         token.textContent = shown(run.pieces[p]);
@@ -52,7 +53,21 @@ class Panel {
         token.panel = this;
         this.tokens.push(token);
       }
-      section.append(...this.tokens.slice(from, to));
+      this.append(text, from, to);
+    }
+  }
+
+  // Tokens in blocks that end with a line: of a long text the browser lays out only the blocks in sight.
+  append(text, from, to) {
+    let start = from;
+    for (let p = from; p < to; p++) {
+      const size = p + 1 - start;
+      const full = (size >= BLOCK && this.run.pieces[p].endsWith("\n")) || size >= LONGEST_BLOCK;
+      if (!full && p + 1 < to) continue;
+      const block = make("div", text, "tokens");
+      block.style.containIntrinsicSize = `auto ${Math.ceil(size / 10) * 25}px`;
+      block.append(...this.tokens.slice(start, p + 1));
+      start = p + 1;
     }
   }
 
@@ -83,8 +98,8 @@ class Panel {
     const evicted = position + 1 - held.length;
     this.state.textContent =
       `eviction ${grouped(count)} of ${grouped(run.evictions)}: ${plural(slots, "slot")} occupied` +
-      (run.layers * run.heads > 1 ? ", a layer and KV head" : "") +
-      `; ${grouped(evicted)} of ${plural(position + 1, "token")} evicted`;
+      (run.layers * run.heads > 1 ? " in each KV head" : "") +
+      `; ${grouped(evicted)} of ${plural(position + 1, "token")} evicted` + (run.sets.length > 1 ? " by all heads" : "");
     this.chart.at(position);
   }
 
