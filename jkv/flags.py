@@ -33,8 +33,8 @@ def parse(
     """An instance of ``cls`` from flags; flags override the YAML file, which overrides the defaults.
 
     cls: a dataclass with fields of type str, int, float, bool, Literal, list[str], dict[str, Any] (on the command line
-    NAME=VALUE words), or one of these | None.  help: a text for every
-    field.  positional: a field (of list[str]) that takes the words without a flag.  Raises UserError for an unknown name or a wrong value, in one line.
+    NAME=VALUE words), or one of these | None.  help: a text for every field.  positional: a field, of list[str], that
+    takes the words without a flag.  Raises UserError for an unknown name or a wrong value, in one line.
     """
     # Only flags that are given leave a trace, so that they alone override the file.
     parser = Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)

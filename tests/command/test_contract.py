@@ -26,7 +26,7 @@ SUMMARY = {
     "compile_s": float, "tps": float, "tps_paper": float, "evictions": int, "peak_slots": int, "mean_slots": float,
     "kv_bytes": int, "kv_bytes_full": int, "recompiles": int, "device": str,
 }  # fmt: skip
-TRACE = {"id": str, "sample": int, "event": int, "position": int, "granularity": str, "kept": list}
+TRACE = {"id": str, "sample": int, "event": int, "position": int, "granularity": str, "kept": list, "scores": list}
 
 
 @pytest.fixture(scope="module", params=["shared", "head"])
@@ -79,6 +79,7 @@ def test_samples(made):
         inserted = row["prompt_tokens"] + len(tokens) - 1
         assert row["evictions"] == max(0, -(-(inserted - BUDGET) // (BUDGET - RETAIN)))
         assert row["peak_slots"] == min(inserted, BUDGET)
+        assert len(row["pieces"]) == row["prompt_tokens"] + len(tokens), "a traced run has the text of every token"
         assert (row["correct"] is None) == (row["id"] == "plain")
     assert {row["finish"] for row in made.samples} == {"eos", "length"}, "the run shows both ways to end"
     assert any(max(row["token_ids"]) > 84 for row in made.samples), "a token that the tokenizer doesn't have"
@@ -128,6 +129,21 @@ def test_trace(made):
         expected = [BUDGET - 1 + event * (BUDGET - RETAIN) for event in range(len(rows))]
         assert [row["position"] for row in rows] == expected
         assert all(p < sample["prompt_tokens"] + len(sample["token_ids"]) for p in expected)
+
+
+def test_scores_of_the_trace_say_what_was_kept(made):
+    before = {}
+    for row in made.trace:
+        shared = made.granularity == "shared"
+        nested = [([row["kept"]], [row["scores"]])] if shared else zip(row["kept"], row["scores"], strict=True)
+        for s, (kept, scores) in enumerate((k, x) for layer in nested for k, x in zip(*layer, strict=True)):
+            key = row["id"], row["sample"], s
+            last, there = before.get(key, (-1, []))
+            there = [*there, *range(last + 1, row["position"] + 1)]
+            assert [p for p, x in zip(there, scores, strict=True) if x is None] == there[-WINDOW:]
+            free = sorted((x, p) for p, x in zip(there, scores, strict=True) if x is not None)
+            assert sorted({*there[-WINDOW:], *(p for _, p in free[-(RETAIN - WINDOW) :])}) == kept
+            before[key] = row["position"], kept
 
 
 def test_quiet_says_nothing_and_the_same_seed_is_byte_identical(made, run, tmp_path):

@@ -1,6 +1,6 @@
 """What each token is at a moment, as numbers: the same that the page's script (model.js) says, for the picture."""
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 
@@ -11,7 +11,8 @@ NAMES = ("later", "kept", "window", "sink", "pinned", "part", "gone")
 SHADES = 8
 
 
-class Moment(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Moment:
     """When a history is looked at: the newest written position, and how many evictions are over."""
 
     position: int
@@ -32,8 +33,8 @@ def at_position(history: History, position: int, *, before: bool = False) -> Mom
 
 
 def fates(history: History, now: Moment) -> tuple[np.ndarray, np.ndarray]:
-    """For every token its fate [n] (LATER .. GONE) and its shade [n]: 0 .. SHADES - 1, for GONE by when it went, for PART
-    by how many heads hold it."""
+    """For every token its fate [n] (LATER .. GONE) and its shade [n] (0 .. SHADES - 1): of GONE by when it went, of
+    PART by how many heads hold it."""
     rule, p = history.rule, np.arange(history.tokens)
     share, last = history.held(now.count), history.gone.max((0, 1))
     fate = np.full(history.tokens, KEPT)

@@ -183,8 +183,10 @@ def _history(path: pathlib.Path, sample: dict[str, Any], rule: Rule) -> History:
     prompt, ids = sample["prompt_tokens"], sample["token_ids"]
     tokens = prompt + len(ids)
     pieces = sample.get("pieces")
-    if pieces is not None and (len(pieces) != tokens or not all(isinstance(piece, str) for piece in pieces)):
-        what = f"the sample of {sample['id']!r} has {len(pieces)} pieces for {tokens} tokens"
+    if pieces is not None and not (
+        isinstance(pieces, list) and len(pieces) == tokens and all(isinstance(piece, str) for piece in pieces)
+    ):
+        what = f"the pieces of {sample['id']!r} are not the text of its {tokens} tokens"
         raise UserError(what, where=str(path / SAMPLES), mend="write the run again, to a new --out")
     missing = pieces is None
     pieces = tuple(pieces or [*("[prompt] " for _ in range(prompt)), *(f"[{i}] " for i in ids)])
@@ -194,6 +196,7 @@ def _history(path: pathlib.Path, sample: dict[str, Any], rule: Rule) -> History:
     if len(books.positions) != sample["evictions"]:
         what = f"has {len(books.positions)} of the {sample['evictions']} evictions of {sample['id']!r}"
         raise UserError(what, where=str(path / TRACE), mend="write the run again, to a new --out")
+    answer, correct = sample.get("answer"), sample.get("correct")
     ends = [i for i in range(prompt, tokens) if "</think>" in pieces[i]]
     return History(
         run=str(path),
@@ -204,8 +207,8 @@ def _history(path: pathlib.Path, sample: dict[str, Any], rule: Rule) -> History:
         prompt_tokens=prompt,
         thought_end=ends[0] + 1 if ends else tokens,
         finish=str(sample.get("finish", "")),
-        answer=sample.get("answer"),
-        correct=sample.get("correct"),
+        answer=answer if isinstance(answer, str) else None,
+        correct=correct if isinstance(correct, bool) else None,
         positions=np.array(books.positions, np.int64),
         kept=np.array(books.counts, np.int64),
         gone=books.gone if books.gone is not None else np.zeros((1, 1, tokens), np.int64),

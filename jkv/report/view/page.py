@@ -25,12 +25,12 @@ _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render_page(histories: Sequence[History], *, eviction: int | None = None) -> str:
-    """The page of one sample, by one run or by several side by side. eviction: how many of the first run's evictions are
-    over when it opens (default: everything is written)."""
+    """The page of one sample, by one run or by several side by side. eviction: how many of the first run's evictions
+    are over when it opens (default: everything is written)."""
     first = histories[0]
     title = f"{first.id}, sample {first.sample}"
-    script = "\n".join(('"use strict";', *(_asset(name) for name in ("model.js", "chart.js", "page.js"))))
-    style = _asset("page.css")
+    script = "\n".join(('"use strict";', *(asset(name) for name in ("model.js", "chart.js", "page.js"))))
+    style = asset("page.css")
     data = {
         "title": visible(title),
         "subtitle": "What stayed in the KV buffer while this was decoded.",
@@ -45,12 +45,13 @@ def render_page(histories: Sequence[History], *, eviction: int | None = None) ->
         "data": json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(_UNSAFE),
     }
     # Split once: what is put in may hold the marks.
-    page = _asset("page.html").split("@")
+    page = asset("page.html").split("@")
     return "".join(parts.get(part, part) if index % 2 else part for index, part in enumerate(page))
 
 
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+def asset(name: str) -> str:
+    """A file that ships beside this one."""
+    return resources.files("jkv.report.view").joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:
@@ -146,7 +147,7 @@ def detail(history: History) -> str:
     if history.gone.shape[:2] != (1, 1):
         words.append("a keep set per layer and KV head")
     if history.answer is not None:
-        grade = {True: " (right)", False: " (wrong)"}.get(history.correct, "")
+        grade = {True: " (right)", False: " (wrong)", None: ""}[history.correct]
         words.append(f"answer {history.answer[:40]}{grade}")
     if history.finish == "length":
         words.append("cut off at the token limit")

@@ -7,7 +7,6 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from jkv.report.view import fate
 from jkv.report.view.fate import Moment
 from jkv.report.view.history import History
-from jkv.report.view.page import detail, label
+from jkv.report.view.page import asset, detail, label
 from jkv.text import visible
 
 # Beyond this the tokens are squares.
@@ -68,8 +67,7 @@ def draw_view(path: pathlib.Path, histories: Sequence[History], *, eviction: int
 @functools.cache
 def colours() -> dict[str, str]:
     """The page's colours on a light ground: kept, window, gone-3, ..."""
-    root = resources.files(__package__).joinpath("page.css").read_text("utf-8").split("}")[0]
-    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", root))
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", asset("page.css").split("}")[0]))
 
 
 def _rgb(names: Sequence[str]) -> np.ndarray:

@@ -36,9 +36,8 @@ class View:
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own: styles don't mix with the notebook's, and scripts can't reach it."""
-        style = f"width: 100%; height: {self.height:d}px; border: 0"
-        title = "KV retention view"
-        return f'<iframe title="{title}" sandbox="allow-scripts" style="{style}" srcdoc="{html.escape(self.html)}"></iframe>'
+        look = f'title="KV retention view" style="width: 100%; height: {self.height:d}px; border: 0"'
+        return f'<iframe {look} sandbox="allow-scripts" srcdoc="{html.escape(self.html)}"></iframe>'
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write the page (.html) or the picture (.png, .svg, .pdf). Raises UserError for another kind of file, OSError
