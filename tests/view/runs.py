@@ -5,7 +5,7 @@ import pathlib
 import random
 from typing import Any
 
-WORDS = "so we need the sum of all x such that it holds , then let me check this again . wait no".split()
+WORDS = ["so", "we", "need", "the", "sum", "of", "all", "x", "such", "that", "it", "holds", ",", "then", "wait", "."]
 
 
 def eviction_rows(
