@@ -152,6 +152,6 @@ HELP = {
     "implementation": "of attention and eviction; one asked for by name runs or raises",
     "mesh": "devices, as data=1,model=8",
     "out": "directory for samples.jsonl, summary.json, trace.jsonl; rerun the same command to continue",
-    "trace": "write trace.jsonl, one line an eviction",
+    "trace": "write trace.jsonl, one line an eviction, for python -m jkv.view",
     "quiet": "no progress and no sample, only errors",
 }

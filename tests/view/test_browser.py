@@ -138,6 +138,22 @@ def test_the_slider_changes_the_colours(browser, tmp_path):
     assert browser.errors() == []
 
 
+def test_a_click_on_the_chart_goes_there(browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    run = write_run(tmp_path / "r", ids=("long",), tokens=3000, budget=300, retain=200)
+    browser.open(page(tmp_path, run))
+    canvas = browser.driver.find_element("css selector", "canvas")
+    ActionChains(browser.driver).move_to_element_with_offset(canvas, 0, 30).click().perform()
+    value = browser.js("return Number(document.getElementById('slider').value)")
+    history = read_history(run)
+    assert abs(history.positions[value - 1] - 1500) < 200
+    seen = "const a = document.querySelector('.here').getBoundingClientRect(), t = document.querySelector('.text');"
+    seen += "const b = t.getBoundingClientRect(); return t.scrollTop > 0 && a.top > b.top && a.bottom < b.bottom"
+    assert browser.js(seen)
+    assert browser.errors() == []
+
+
 def test_keys_move_the_slider(browser, tmp_path):
     browser.open(page(tmp_path, write_run(tmp_path / "r"), eviction=2))
     value = lambda: browser.js("return document.getElementById('slider').value")

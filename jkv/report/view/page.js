@@ -38,6 +38,7 @@ class Panel {
     make("figcaption", figure, "", "Above: each token from written to evicted. Below: occupied KV slots. Click to go there.");
     this.chart = new Chart(canvas, run, limit, seek);
     const text = make("div", body, "text");
+    this.text = text;
     text.tabIndex = 0;
     text.setAttribute("role", "region");
     text.setAttribute("aria-label", `tokens, ${run.label}`);
@@ -103,6 +104,13 @@ class Panel {
     this.chart.at(position);
   }
 
+  // Scroll the text, not the page, to the newest token.
+  follow() {
+    const box = this.text.getBoundingClientRect();
+    const newest = this.tokens[this.position].getBoundingClientRect();
+    this.text.scrollTop += newest.top - box.top - box.height / 2;
+  }
+
   describe(p) {
     const { run, count, position } = this;
     const lines = [`“${run.pieces[p] || "(part of a character)"}”`, `token ${grouped(p)}, ${run.part(p)}`, this.fateOf(p)];
@@ -138,8 +146,8 @@ class Panel {
   }
 }
 
-// A newline is seen as a sign, then done; what has no text still takes a place that can be hovered.
-function shown(piece) { return piece === "" ? "·" : piece.replaceAll("\n", "↵\n"); }
+// Newlines are seen as signs, then one is made; what has no text still takes a place that can be hovered.
+function shown(piece) { return piece === "" ? "·" : piece.replace(/\n+/g, (all) => "↵".repeat(all.length) + "\n"); }
 
 function plainly(x) {
   const size = Math.abs(x);
@@ -170,6 +178,7 @@ function seek(position) {
   let to = 0;
   stops.forEach((stop, index) => { if (stop.position <= position + 0.5) to = index; });
   move(to);
+  for (const panel of panels) panel.follow();
 }
 
 function drawLegend() {

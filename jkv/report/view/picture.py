@@ -122,7 +122,7 @@ def _segments(history: History) -> list[tuple[int, int, str, int]]:
     for token, piece in enumerate(history.pieces):
         if token in starts:  # prompt, thought and answer stand apart
             row, column = row + 1 + (column > 0), 0
-        for index, line in enumerate(visible(piece).split("\n")):
+        for index, line in enumerate(re.split("\n+", visible(piece))):
             full = column and column + len(line) > wide >= len(line)
             row, column = (row + 1, 0) if index or full else (row, column)
             while line:
