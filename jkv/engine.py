@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jkv.chunked_prefill import CHUNK, chunked_prefill
 from jkv.errors import UserError
+from jkv.mesh import check_mesh
 from jkv.models.decoder import Decoder
+from jkv.placement import OneDevice, OnMesh, Placement
 from jkv.policies.base import Policy
 from jkv.policies.retention import Retention
 from jkv.prefill import buckets, prefill
 from jkv.sampling import Greedy, Sampler
-from jkv.state import DecodeState, Program, empty_state, request_key
+from jkv.state import Program, empty_state, request_key
 from jkv.step import decode
 
 
@@ -85,7 +88,11 @@ class Engine:
 
     model: weights decide the buffer's dtype.  steps_per_call: decode steps a host call; fewer refresh progress more
     often.  parameters: what the policy's ``bind`` returned beside the policy.  record_scores: whether evictions of a
-    traced run carry scores.  traces counts how often JAX traced each program: "decode" stays at 1.
+    traced run carry scores.  mesh: devices to share the work, with axes `data` (rows) and `model` (heads); the model's
+    weights are on it already (``load`` with `place_weights`), and move to the layouts that the compiled decode program
+    chooses. None: one device.  traces counts how often JAX traced each program: "decode" stays at 1.
+
+    Raises UserError if the mesh can't share the rows or the model evenly.
     """
 
     def __init__(
@@ -102,9 +109,14 @@ class Engine:
         implementation: str = "auto",
         parameters: Any = (),
         record_scores: bool = False,
+        mesh: Mesh | None = None,
     ):
         graph, self.weights = nnx.split(model)
         config = model.config
+        if mesh is not None:
+            check_mesh(config, batch_size, mesh)
+        self.model, self.formats = model, None  # formats: the weights' layouts, once decode is compiled
+        self.placement: Placement = OneDevice() if mesh is None else OnMesh(mesh, config)
         self.program = Program(
             graph=graph,
             config=config,
@@ -115,7 +127,7 @@ class Engine:
             implementation=implementation,
             record_scores=record_scores,
         )
-        self.parameters = parameters
+        self.parameters = self.placement.everywhere(parameters)
         self.dtype = model.embed[...].dtype
         self.batch_size, self.seed, self.steps_per_call = batch_size, seed, steps_per_call
         self.traces: collections.Counter[str] = collections.Counter()
@@ -123,7 +135,7 @@ class Engine:
         self.buckets = buckets(rule.budget)
         self._prefill = {}
         self.compiled_decode: Any = None
-        self.state: DecodeState = empty_state(self.program, batch_size, self.dtype)
+        self.state = self.placement.empty(lambda: empty_state(self.program, batch_size, self.dtype))
 
     @property
     def kv_bytes(self) -> int:
@@ -162,7 +174,8 @@ class Engine:
             self.check(request)
         rows = [_Row() for _ in range(self.batch_size)]
         # An earlier run may have been left half-way: its rows end here.
-        self.state = dataclasses.replace(self.state, active=jnp.zeros((self.batch_size,), jnp.bool_))
+        idle = jax.device_put(np.zeros(self.batch_size, np.bool_), self.state.active.sharding)
+        self.state = dataclasses.replace(self.state, active=idle)
         self._compiled_decode()
         tokens = 0
         while queue or any(row.request for row in rows):
@@ -290,11 +303,13 @@ class Engine:
                 return decode(self.program, weights, state, *arguments, steps=self.steps_per_call)
 
             flag = jax.ShapeDtypeStruct((), jnp.bool_)
-            self.compiled_decode = self._compile(traced, flag, flag)
+            self.compiled_decode = self._compile("B", traced, flag, flag)
+            self.formats = self.placement.settle(self.model, self.weights, self.compiled_decode)
         return self.compiled_decode
 
     def _compiled_prefill(self, length: int) -> tuple[Any, int]:
         """The program that reads a prompt of ``length`` tokens, and the length it is padded to."""
+        self._compiled_decode()  # the first, for it is this one that says how weights are laid out
         chunked = self._chunked(length)
         sizes = buckets(max(length, self.program.rule.budget)) if chunked else self.buckets
         bucket = next(size for size in sizes if size >= length)
@@ -315,13 +330,13 @@ class Engine:
             arguments = (scalar, tokens, scalar, scalar, scalar, key, flag) if chunked else (
                 scalar, tokens, scalar, scalar, key
             )  # fmt: skip
-            self._prefill[name] = self._compile(traced, *arguments)
+            self._prefill[name] = self._compile("--" if chunked else "-", traced, *arguments)
         return self._prefill[name], bucket
 
-    def _compile(self, function, *arguments):
+    def _compile(self, outputs: str, function, *arguments):
         started = time.perf_counter()
-        everything = (self.weights, self.state, self.parameters, *arguments)
-        compiled = jax.jit(function, donate_argnums=1).lower(*everything).compile()
+        everything = (self.weights, self.state, self.parameters, *self.placement.everywhere(arguments))
+        compiled = self.placement.compile(function, everything, outputs, self.formats)
         self.timings.compile += time.perf_counter() - started
         return compiled
 

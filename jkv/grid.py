@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from jkv.auto_mesh import mesh_words
 from jkv.errors import UserError
 from jkv.grader import Grader
 from jkv.load import Loaded, load
+from jkv.mesh import place_weights
 from jkv.report.board import Board
 from jkv.report.figure import draw_figure
 from jkv.report.policies_figure import draw_policies
 from jkv.report.published import Published, read_published
 from jkv.report.results import Result, results_tables, write_results
-from jkv.runner import Engines, context_of, default_dtype, new_tokens_of, run
+from jkv.runner import Engines, context_of, default_dtype, mesh_of, new_tokens_of, run
 from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
 from jkv.tasks import Problem, load_task
@@ -45,8 +47,14 @@ def run_sweep(config: SweepConfig) -> list[Result]:
     with Grader() as grader:
         for model, group in itertools.groupby(cells, lambda cell: cell.config.model):
             mine = list(group)
+            # One mesh for all runs of a model, chosen for the largest buffer: the weights stay where they are.
+            largest = max(mine, key=lambda cell: cell.budget or new_tokens_of(cell.config))
+            with named(largest):
+                mesh = mesh_of(largest.config)
+            mine = [dataclasses.replace(c, config=dataclasses.replace(c.config, mesh=mesh_words(mesh))) for c in mine]
             with busy(f"loading {model}", quiet=config.quiet):
-                loaded = load(model, default_dtype(mine[0].config.dtype))
+                place = None if mesh is None else place_weights(mesh)
+                loaded = load(model, default_dtype(mine[0].config.dtype), place)
                 problems = _check(mine, loaded)
             engines = Engines()
             for cell in mine:

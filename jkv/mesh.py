@@ -6,7 +6,7 @@ feed-forward and vocabulary: plain tensor parallelism, left to XLA's partitioner
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,8 +68,17 @@ def make_mesh(devices: Sequence[Any], sizes: dict[str, int]) -> Mesh:
 
 
 def check_mesh(config: ModelConfig, rows: int, mesh: Mesh | AbstractMesh) -> None:
-    """Raise UserError when a size of the model or the batch doesn't divide among the devices of its axis."""
-    data, model = mesh.shape[DATA], mesh.shape[MODEL]
+    """Raise UserError when a size of the model or the batch doesn't divide among the devices of its axis.
+
+    More devices on `model` than KV heads are refused, too: sharing a head would mean a copy of its slots on each device
+    that has a part in it, and those devices serve more rows on `data`.
+    """
+    check_sizes(config, rows, dict(mesh.shape))
+
+
+def check_sizes(config: ModelConfig, rows: int, sizes: Mapping[str, int]) -> None:
+    """``check_mesh`` for the sizes of its axes."""
+    data, model = sizes[DATA], sizes[MODEL]
     parts = (
         (config.n_kv_heads, "KV heads"),
         (config.n_heads, "query heads"),
@@ -103,6 +112,11 @@ def weight_shardings(weights: Any, mesh: Mesh | AbstractMesh) -> Any:
         return NamedSharding(mesh, spec(letters))
 
     return jax.tree_util.tree_map_with_path(place, weights)
+
+
+def place_weights(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """For ``jkv.load.load``: where a weight lives, by its dotted path and shape."""
+    return lambda path, shape: NamedSharding(mesh, spec(weight_letters(path)))
 
 
 def state_shardings(state: DecodeState, config: ModelConfig, mesh: Mesh) -> DecodeState:

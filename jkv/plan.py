@@ -16,13 +16,13 @@ def main(argv: list[str] | None = None) -> None:
     from jkv.planning.chips import parse_topology, prepare, require
 
     prepare()  # before anything imports jax
-    from jkv.mesh import parse_mesh
     from jkv.planning.plan_config import HELP, PlanConfig
+    from jkv.run_config import check_words
 
     config = flags.parse(PlanConfig, argv, prog=PROG, description=__doc__, help=HELP)
     require()
     parse_topology(config.topology)
-    parse_mesh(config.mesh)
+    check_words(config.mesh)
     from rich.console import Console
     from rich.text import Text
 

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any, Literal
 
+from jkv.auto_mesh import AUTO
 from jkv.errors import UserError
+from jkv.mesh import parse_mesh
 from jkv.policies import Granularity, Policy, Retention, policy_names
 from jkv.policies.options import make_policy, run_policy_file
 from jkv.policies.retention import retain_by_ratio
@@ -66,8 +68,7 @@ class DecodeConfig:
             raise UserError("--ratio and --retain both say how much stays", where="--retain", mend="give one of them")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UserError(f"{self.ratio} is outside [0, 1)", where="--ratio", mend="0.3 keeps 30 % beyond the window")
-        if self.mesh is not None:
-            raise UserError("meshes are not supported yet", where="--mesh", mend="leave it out to use one device")
+        check_words(self.mesh)
 
     def make_policy(self) -> Policy:
         """The policy with its options, after running the files that register policies. Not yet bound to a model.
@@ -118,6 +119,12 @@ class DecodeConfig:
         return Retention(budget, retain, window, sinks, pin, self.granularity, long)
 
 
+def check_words(mesh: str | None) -> None:
+    """Raise UserError if ``--mesh`` is neither auto nor sizes."""
+    if mesh is not None and mesh != AUTO:
+        parse_mesh(mesh)
+
+
 def _at_least(name: str, value: int | float, least: int) -> None:
     if value < least:
         raise UserError(f"{value} is below {least}", where="--" + name.replace("_", "-"), mend=f"give {least} or more")
@@ -150,7 +157,7 @@ HELP = {
     "seed": "of all random draws",
     "ignore_eos": "always draw max-new-tokens",
     "implementation": "of attention and eviction; one asked for by name runs or raises",
-    "mesh": "devices, as data=1,model=8",
+    "mesh": "devices to share the work, as data=ROWS,model=HEADS; auto chooses (default: one device)",
     "out": "directory for samples.jsonl, summary.json, trace.jsonl; rerun the same command to continue",
     "trace": "write trace.jsonl, one line an eviction, for python -m jkv.view",
     "quiet": "no progress and no sample, only errors",

@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from rich.console import RenderableType
 
+from converters.config import read_config
+from jkv.auto_mesh import AUTO, mesh_words, settle_mesh
+from jkv.config import ModelConfig
 from jkv.engine import Completion, Engine, Eviction, Progress, Request, Timings
 from jkv.errors import UserError
 from jkv.grader import Grader
-from jkv.load import Loaded, load
+from jkv.load import Loaded, load, locate
+from jkv.mesh import place_weights
 from jkv.output import RunDirectory
 from jkv.policies import Context, Policy, Retention
 from jkv.report.accuracy import accuracy
@@ -47,6 +52,19 @@ def new_tokens_of(config: DecodeConfig) -> int:
     return config.max_new_tokens or (DEMO_NEW_TOKENS if config.task == "demo" else NEW_TOKENS)
 
 
+def mesh_of(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | None:
+    """The mesh that ``--mesh`` names, said on stderr where it was chosen here. model: of ``config``, if at hand."""
+    if config.mesh is None:
+        return None
+    model = model or read_config(locate(config.model))
+    slots = config.budget or new_tokens_of(config)
+    mesh = settle_mesh(config.mesh, model, rows=config.batch_size, slots=slots, dtype=default_dtype(config.dtype))
+    if config.mesh == AUTO:
+        text = f"mesh: {mesh_words(mesh)}, of {jax.device_count()} x {jax.devices()[0].device_kind}"
+        Screen(stderr=True, quiet=config.quiet, highlight=False).print(text, soft_wrap=True)
+    return mesh
+
+
 def run(
     config: DecodeConfig,
     *,
@@ -67,8 +85,9 @@ def run(
     # Whatever can be refused without the weights is refused before they are read.
     config.retention(policy, longest=1)
     dtype = default_dtype(config.dtype)
+    mesh = mesh_of(config, None if loaded is None else loaded.config)
     with busy(f"loading {config.model}", quiet=config.quiet):
-        loaded = loaded or load(config.model, dtype)
+        loaded = loaded or load(config.model, dtype, None if mesh is None else place_weights(mesh))
         if problems is None:
             problems = load_task(config.task, loaded, limit=config.limit)
         policy, parameters = policy.bind(context_of(config, loaded))
@@ -89,6 +108,7 @@ def run(
             implementation=config.implementation,
             parameters=parameters,
             record_scores=config.trace,
+            mesh=mesh,
         )
     pairs = [(p, Request(p.id, p.prompt_ids, new_tokens, sample)) for p in problems for sample in range(config.samples)]
     for problem, request in pairs:
@@ -98,7 +118,10 @@ def run(
         directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
             with _mendable(), Marking(grader) as marking:
-                work = _Run(config, loaded, problems, policy, rule, engine, directory, marking, longest, show, above)
+                work = _Run(
+                    config, loaded, problems, policy, rule, engine, directory, marking, longest, show, above,
+                    mesh_words(mesh),
+                )  # fmt: skip
                 return work.finish([r for _, r in pairs])
         except KeyboardInterrupt:
             done = f"{len(directory.samples)} of {len(pairs)} samples are finished"
@@ -167,7 +190,8 @@ def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[
     """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights (the
     model's and the policy's)."""
     identity = {**dataclasses.asdict(config), "dtype": dtype}
-    for name in ("out", "quiet"):
+    # A mesh changes nothing but rounding.
+    for name in ("out", "quiet", "mesh"):
         del identity[name]
     # A grading is named where it isn't the plain one, so that earlier runs can go on.
     prompts = [(p.id, p.prompt_ids, p.answer, *(() if p.grading == "exact" else (p.grading,))) for p in problems]
@@ -196,6 +220,7 @@ class _Run:
     longest: int
     show: bool
     above: RenderableType | None
+    mesh: str | None
 
     def finish(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Decode what is not finished yet, then sum up."""
@@ -352,6 +377,7 @@ class _Run:
             "kv_bytes_full": self._full_bytes(),
             "recompiles": max(self.engine.traces["decode"] - 1, 0),
             "device": jax.devices()[0].device_kind,
+            "mesh": self.mesh,
         }
 
     def _thought(self, done: Completion, *, styled: bool):

@@ -40,6 +40,13 @@ def per_shard(
     )
 
 
+def over_heads(tree: Any) -> Any:
+    """Within a ``per_shard`` function: sums over the heads of one shard, added up over all of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return jax.lax.psum(tree, MODEL) if kinds.get(MODEL) == AxisType.Manual and mesh.shape[MODEL] > 1 else tree
+
+
 def divisible(letters: str, shape: tuple[int, ...]) -> str:
     """``letters`` with `_` in place of those whose axis of an array of this shape the mesh can't divide (one row of a
     batch, say): such an array is whole on every device."""

@@ -9,7 +9,7 @@ import pydantic
 from jkv.errors import UserError
 from jkv.policies import Granularity
 from jkv.run_config import HELP as RUN_HELP
-from jkv.run_config import DecodeConfig
+from jkv.run_config import DecodeConfig, check_words
 
 # What an entry of ``policies`` may set for itself beside its name, and one of ``models``.
 _OF_A_POLICY = (
@@ -61,6 +61,7 @@ class SweepConfig:
                 raise UserError("is empty", where=f"--{name}", mend="give at least one")
             if len({str(value) for value in values}) < len(values):
                 raise UserError("names something twice", where=f"--{name}", mend="give each once")
+        check_words(self.mesh)
         if self.out is None and not self.dry_run:
             raise UserError("a sweep needs a place for its results", where="--out", mend="give a directory")
         if self.topology is not None and not self.dry_run:

@@ -4,11 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
-from jkv.engine import Completion, Engine, Eviction, Request
+from tests.requests import complete, prompts
+
+__all__ = ["FAMILY", "LLAMA3", "QWEN3_G1", "YARN", "Tiny", "complete", "prompts"]
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -70,23 +71,3 @@ FAMILY = (
 
 # No query heads share a KV head, and layers x KV heads is not a power of two.
 QWEN3_G1 = Tiny("qwen3-g1", "qwen3", 3, 1)
-
-
-def prompts(*lengths: int, seed: int = 0, vocabulary: int = 97) -> list[tuple[int, ...]]:
-    """Random prompts that avoid the special tokens."""
-    rng = np.random.default_rng(seed)
-    return [tuple(int(t) for t in rng.integers(3, vocabulary, n)) for n in lengths]
-
-
-def complete(
-    engine: Engine, requests: list[Request], *, trace: bool = False
-) -> tuple[dict[str, Completion], dict[str, list[Eviction]]]:
-    """Run requests; completions and evictions by request id."""
-    done: dict[str, Completion] = {}
-    evictions: dict[str, list[Eviction]] = {request.id: [] for request in requests}
-    for event in engine.run(requests, trace=trace):
-        if isinstance(event, Completion):
-            done[event.request.id] = event
-        elif isinstance(event, Eviction):
-            evictions[event.request.id].append(event)
-    return done, evictions

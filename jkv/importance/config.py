@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jkv.errors import UserError
+from jkv.run_config import check_words
 
 DEMO_LIMIT = 1000
 
@@ -49,6 +50,7 @@ class TrainConfig:
     micro_batch: int = 8
     held_out: float = 0.1
     save_every: int = 1
+    mesh: str | None = None
     quiet: bool = False
 
     def __post_init__(self):
@@ -68,6 +70,7 @@ class TrainConfig:
         for name in ("held_out", "warm_up"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"{getattr(self, name)} is outside (0, 1)", where=flag(name))
+        check_words(self.mesh)
         if self.task == "demo" and self.seed == 0:
             what = "0 gives the problems that the demo is evaluated on"
             raise UserError(what, where="--seed", mend="give another seed to train on")
@@ -121,5 +124,7 @@ HELP = {
     "micro_batch": "traces of a step computed at a time: memory, not the result, depends on it but for rounding",
     "held_out": "share of the problems to validate on",
     "save_every": "steps between checkpoints",
+    "mesh": "devices for traces and labels, as data=ROWS,model=HEADS; auto chooses (default: one device for traces, "
+    "all for labels with the whole model on each)",
     "quiet": "print nothing but errors",
 }

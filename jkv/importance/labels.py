@@ -11,6 +11,7 @@ A trace is read once, all of it given. Attention weights exist for one block of 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,10 @@ import numpy as np
 from flax import nnx
 
 from jkv.axes import Array, Bool, Float, Int
+from jkv.mesh import everywhere, weight_shardings
 from jkv.models.decoder import Decoder
 from jkv.pytree import pytree
+from jkv.sharding import DATA, over_heads, per_shard
 
 BLOCK = 128
 LABELS = ("answer", "future")
@@ -59,6 +62,14 @@ class BlockwiseAttention:
 
     def __call__(self, q, k, v, kv, x):
         del kv
+        run = functools.partial(self._on_shard, q.shape[2])
+        heads = ("BTNH", "BTKH", "BTKH")
+        shards = per_shard(run, (*heads, "BT", "BT"), ("BTNH", "BT", "BT"))
+        out, answer, future = shards(q, k, v, self.answering, self.completing)
+        return out, (answer, future, x if self.keep_inputs else None)
+
+    def _on_shard(self, all_heads: int, q, k, v, answering, completing):
+        """Of the heads that are here, on a mesh a share of ``all_heads``; sums are those of all of them."""
         rows, length, n, h = q.shape
         heads = k.shape[2]
         key_position = jnp.arange(length)
@@ -75,8 +86,8 @@ class BlockwiseAttention:
                 scores = jnp.einsum("BTGH,BSH->BGTS", query, key, preferred_element_type=jnp.float32) * h**-0.5
                 weights = jax.nn.softmax(jnp.where((later >= 0)[None, None], scores, -jnp.inf), axis=-1)
                 answer, future = sums
-                answer += _received(weights, cut(self.answering), later > 0) / n
-                future += _received(weights, cut(self.completing), later > self.horizon) / n
+                answer += _received(weights, cut(answering), later > 0) / all_heads
+                future += _received(weights, cut(completing), later > self.horizon) / all_heads
                 return (answer, future), jnp.einsum("BGTS,BSH->BTGH", weights.astype(v.dtype), value)
 
             (answer, future), out = jax.lax.scan(one_head, (answer, future), (jnp.arange(heads), queries))
@@ -89,7 +100,7 @@ class BlockwiseAttention:
         zeros = jnp.zeros((rows, length), jnp.float32)
         starts = jnp.arange(0, length, self.block)
         (answer, future, out), _ = jax.lax.scan(one_block, (zeros, zeros, q), starts)
-        return out, (answer, future, x if self.keep_inputs else None)
+        return out, *over_heads((answer, future))
 
 
 def _received(
@@ -153,24 +164,36 @@ def padded_length(length: int) -> int:
     return -(-length // grain) * grain
 
 
-class Labeller:
-    """Labels of traces, one row a device.
+def _within(mesh: jax.sharding.Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` called where code that looks for a mesh finds this one."""
 
-    model: its weights are copied to every device of this process.  Programs are compiled for few padded lengths.
+    def call(*arguments: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*arguments)
+
+    return call
+
+
+class Labeller:
+    """Labels of traces, one row a device, or one a place on the `data` axis of ``mesh``.
+
+    mesh: axes `data` and `model`, as `jkv.mesh` has them; None: the weights are copied to every device of this process.
+    Programs are compiled for few padded lengths.
     """
 
-    def __init__(self, model: Decoder, *, horizon: int, layer: int | None):
-        self.mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+    def __init__(self, model: Decoder, *, horizon: int, layer: int | None, mesh: jax.sharding.Mesh | None = None):
+        self.mesh = mesh or jax.sharding.Mesh(np.array(jax.local_devices()), (DATA,))
         graph, weights = nnx.split(model)
-        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        self.rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
-        self.weights = jax.device_put(weights, replicated)
-        self.program = jax.jit(functools.partial(label, graph, horizon=horizon, layer=layer))
+        self.rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(DATA))
+        places = everywhere(weights, self.mesh) if mesh is None else weight_shardings(weights, mesh)
+        self.weights = jax.device_put(weights, places)
+        program = jax.jit(functools.partial(label, graph, horizon=horizon, layer=layer))
+        self.program = program if mesh is None else _within(mesh, program)
 
     @property
     def at_once(self) -> int:
         """Traces that one call takes at most."""
-        return self.mesh.size
+        return self.mesh.shape[DATA]
 
     def __call__(self, traces: list[Any]) -> list[TraceLabels]:
         """Labels of up to ``at_once`` traces, on the host, cut to each trace's length."""

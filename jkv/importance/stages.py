@@ -12,6 +12,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jkv.auto_mesh import mesh_words
 from jkv.errors import UserError
 from jkv.importance import metrics, pictures
 from jkv.importance.config import DEMO_LIMIT, TrainConfig
@@ -22,9 +23,10 @@ from jkv.importance.targets import target_of
 from jkv.importance.traces import Trace, hold_out, select_traces, think_tokens
 from jkv.importance.training import Data, predictions, train, write_whole
 from jkv.load import Loaded, load
+from jkv.mesh import place_weights
 from jkv.predictor import Predictor, random_predictor, save_predictor
 from jkv.run_config import DecodeConfig
-from jkv.runner import default_dtype, run
+from jkv.runner import default_dtype, mesh_of, run
 from jkv.show import Screen, busy, human_bytes
 from jkv.tasks import Problem, load_task
 
@@ -37,8 +39,9 @@ def train_predictor(config: TrainConfig) -> dict[str, Any]:
     out = pathlib.Path(config.directory).expanduser()
     data = pathlib.Path(config.data).expanduser() if config.data else out
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
+    mesh = mesh_of(_decoding(config, data))
     with busy(f"loading {config.model}", quiet=config.quiet):
-        loaded = load(config.model, default_dtype(config.dtype))
+        loaded = load(config.model, default_dtype(config.dtype), None if mesh is None else place_weights(mesh))
         think = think_tokens(loaded.tokenizer, config.model)
         limit = DEMO_LIMIT if config.limit is None and config.task == "demo" else config.limit
         problems = load_task(config.task, loaded, limit=limit, seed=config.seed)
@@ -50,11 +53,20 @@ def train_predictor(config: TrainConfig) -> dict[str, Any]:
         raise UserError(what, where=config.task, mend="give a task with answers")
 
     screen.print(f"1 of 3, traces: {len(problems)} problems, {config.samples} each, full cache", soft_wrap=True)
+    config = dataclasses.replace(config, mesh=mesh_words(mesh))
     traces = _traces(config, loaded, problems, data, think, screen)
     screen.print("2 of 3, labels")
-    store = _labels(config, loaded, traces, data, screen)
+    labeller = Labeller(loaded.model, horizon=config.horizon, layer=config.layer, mesh=mesh)
+    store = _labels(config, labeller, traces, data, screen)
     screen.print(f"3 of 3, training on label {config.label!r}", soft_wrap=True)
-    return _fit(config, loaded, traces, store, out, screen)
+    return _fit(config, loaded, labeller, traces, store, out, screen)
+
+
+def _decoding(config: TrainConfig, data: pathlib.Path) -> DecodeConfig:
+    shared = ("model", "dtype", "task", "limit", "samples", "batch_size", "max_new_tokens", "temperature", "top_p",
+              "top_k", "seed", "mesh", "quiet")  # fmt: skip
+    words = {name: getattr(config, name) for name in shared}
+    return DecodeConfig(policy="full", out=str(data / "traces"), **words)
 
 
 def _traces(
@@ -65,11 +77,7 @@ def _traces(
     think: tuple[int, int],
     screen: Screen,
 ) -> list[Trace]:
-    shared = ("model", "dtype", "task", "limit", "samples", "batch_size", "max_new_tokens", "temperature", "top_p",
-              "top_k", "seed", "quiet")  # fmt: skip
-    words = {name: getattr(config, name) for name in shared}
-    decoding = DecodeConfig(policy="full", out=str(data / "traces"), **words)
-    run(decoding, loaded=loaded, problems=problems, show=False)
+    run(_decoding(config, data), loaded=loaded, problems=problems, show=False)
     lines = (data / "traces" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     traces, counts = select_traces(
         map(json.loads, lines), {p.id: p.prompt_ids for p in problems}, think=think,
@@ -82,13 +90,12 @@ def _traces(
     return traces
 
 
-def _labels(config: TrainConfig, loaded: Loaded, traces: list[Trace], data: pathlib.Path, screen: Screen) -> Store:
+def _labels(config: TrainConfig, labeller: Labeller, traces: list[Trace], data: pathlib.Path, screen: Screen) -> Store:
     kept = config.hidden == "store"
     layer = "final" if config.layer is None else f"layer{config.layer}"
     name = f"{layer}-horizon{config.horizon}" + ("" if kept else "-labels-only")
     store = Store(data / "labels" / name, hidden=kept)
     todo = [trace for trace in traces if trace not in store]
-    labeller = Labeller(loaded.model, horizon=config.horizon, layer=config.layer)
     groups = list(_like_lengths(todo, labeller.at_once))
     if groups:
         with busy("compiling", quiet=config.quiet):
@@ -118,8 +125,9 @@ def _like_lengths(traces: list[Trace], size: int) -> Iterator[list[Trace]]:
 
 
 def _fit(
-    config: TrainConfig, loaded: Loaded, traces: list[Trace], store: Store, out: pathlib.Path, screen: Screen
-) -> dict[str, Any]:
+    config: TrainConfig, loaded: Loaded, labeller: Labeller, traces: list[Trace], store: Store, out: pathlib.Path,
+    screen: Screen,
+) -> dict[str, Any]:  # fmt: skip
     target = target_of(
         loaded.config.architecture, config.scaling, config.scale, exponent=config.exponent,
         band_weight=config.band_weight,
@@ -130,7 +138,7 @@ def _fit(
         clip=config.clip,
     )  # fmt: skip
     train_on, held_out = hold_out(traces, config.held_out, config.seed)
-    reader = _Reader(traces, store, loaded, config)
+    reader = _Reader(traces, store, labeller, config)
     data = Data(train_on, held_out, reader)
     initial = random_predictor(loaded.config.d_model, config.seed, wide=config.wide, narrow=config.narrow)
     identity = _identity(config, recipe, initial, traces)
@@ -178,18 +186,14 @@ def _finish(
 class _Reader:
     """Hidden states and labels of a trace, by its index: from disk, or the former computed anew."""
 
-    def __init__(self, traces: list[Trace], store: Store, loaded: Loaded, config: TrainConfig):
-        self.traces, self.store, self.label = traces, store, config.label
-        self.labeller = None
-        if not store.hidden:
-            self.labeller = Labeller(loaded.model, horizon=config.horizon, layer=config.layer)
+    def __init__(self, traces: list[Trace], store: Store, labeller: Labeller, config: TrainConfig):
+        self.traces, self.store, self.labeller, self.label = traces, store, labeller, config.label
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         trace = self.traces[index]
         stored = self.store.read(trace)
         hidden = stored.hidden
         if hidden is None:
-            assert self.labeller is not None
             (labels,) = self.labeller([trace])
             hidden = np.asarray(labels.hidden)[trace.thinking]
         return hidden, getattr(stored, self.label)

@@ -80,7 +80,7 @@ HELP = {
     **{field.name: DECODE_HELP[field.name] for field in dataclasses.fields(PlanConfig) if field.name in DECODE_HELP},
     "model": f"{', '.join(shipped())}, demo-llama, demo-qwen, or a Hugging Face or converted directory",
     "topology": "the TPU: v5e:2x4, v6e:2x2, v5p:2x2x1 and the like",
-    "mesh": "its devices as data=ROWS,model=HEADS",
+    "mesh": "its devices as data=ROWS,model=HEADS; auto chooses",
     "budget": "KV slots a row owns (full: the longest sequence)",
     "dtype": "of weights, activations and KV buffer",
     "max_batch": "also search the largest batch that fits, which compiles a few times more",

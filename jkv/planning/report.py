@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from rich.table import Table
 
-from jkv.mesh import check_mesh, make_mesh, parse_mesh
+from jkv.auto_mesh import AUTO, settle_mesh
+from jkv.mesh import parse_mesh
 from jkv.planning import hlo
 from jkv.planning.chips import Chip, topology_devices
 from jkv.planning.compile import (
@@ -38,9 +39,13 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     assert config.budget is not None
     rule = words.retention(policy, longest=config.budget)
     chip, devices = topology_devices(config.topology)
-    mesh = make_mesh(devices, parse_mesh(config.mesh, len(devices)))
-    check_mesh(model, config.batch_size, mesh)
     dtype = jnp.dtype(config.dtype)
+    if config.mesh != AUTO:
+        parse_mesh(config.mesh, len(devices))
+    mesh = settle_mesh(
+        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, devices=devices, usable=chip.usable
+    )
+    assert mesh is not None
     widths = PUBLISHED_WIDTHS if OF_HUB.get(config.model, config.model) in shipped() else None
     policy, parameters = abstract_parameters(policy, model, dtype, widths)
     sampler = make_sampler(config.temperature, config.top_p, config.top_k)

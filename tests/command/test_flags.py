@@ -21,7 +21,6 @@ FLAGS = {
     "mesh": (None, "data=1"), "out": (None, "runs/x"), "trace": (False, None),
     "quiet": (False, None),
 }  # fmt: skip
-NOT_YET = ("mesh",)
 MANY = ("options", "register")  # take more than one value, and have tests of their own
 
 
@@ -42,7 +41,7 @@ def test_defaults_are_the_contract():
     assert HELP.keys() == FLAGS.keys()
 
 
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, (_, v) in FLAGS.items() if n not in (*NOT_YET, *MANY)])
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, (_, v) in FLAGS.items() if n not in MANY])
 def test_every_flag_sets_its_field(name, value):
     if value is None:
         assert getattr(decode.parse([flag(name)]), name) is True
@@ -51,11 +50,6 @@ def test_every_flag_sets_its_field(name, value):
     got = getattr(decode.parse([flag(name), value]), name)
     assert str(got) == value or got == float(value)
     assert getattr(decode.parse([f"{flag(name)}={value}"]), name) == got
-
-
-@pytest.mark.parametrize("name", NOT_YET)
-def test_what_is_not_there_yet_is_refused(name):
-    assert refusal(flag(name), "x").startswith(flag(name))
 
 
 def test_help_names_every_flag(capsys):

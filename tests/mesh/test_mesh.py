@@ -17,8 +17,9 @@ from jkv.mesh import check_mesh, parse_mesh, weight_letters, weight_shardings
 from jkv.models import Decoder
 from tests.mesh.simulated import CASES
 
-QUICK = ("llama-dynts", "llama-h2o-head", "qwen-rkv-head-one-out")
-EVERY_MESH = ("data=1,model=1", "data=4,model=1", "data=1,model=2")
+FEW_HEADS = ("llama-dynts", "llama-h2o-head", "qwen-rkv-head-one-out")
+EIGHT = [case for case in CASES if "8" in case]
+MESHES_OF_EIGHT = ("data=1,model=1", "data=8,model=1", "data=1,model=8", "data=2,model=4", "data=4,model=2")
 
 
 def _same_on(cases: tuple[str, ...], meshes: tuple[str, ...]) -> None:
@@ -37,19 +38,25 @@ def _same_on(cases: tuple[str, ...], meshes: tuple[str, ...]) -> None:
 
 
 def test_the_same_tokens_and_kept_positions():
-    _same_on(QUICK[:1], ("data=2,model=2",))
+    _same_on(("llama8-dynts",), ("data=2,model=4",))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK[:1]])
+@pytest.mark.parametrize("case", EIGHT)
+def test_the_same_on_every_mesh(case):
+    _same_on((case,), MESHES_OF_EIGHT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in EIGHT])
 def test_every_policy_the_same(case):
     _same_on((case,), ("data=2,model=2",))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", QUICK)
-def test_the_same_on_every_mesh(case):
-    _same_on((case,), EVERY_MESH)
+@pytest.mark.parametrize("case", FEW_HEADS)
+def test_the_same_on_one_axis(case):
+    _same_on((case,), ("data=4,model=1", "data=1,model=2"))
 
 
 def test_meshes_are_read():

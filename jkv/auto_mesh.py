@@ -1,0 +1,98 @@
+"""Which mesh a run gets: the one that is asked for, or (``--mesh auto``) the one whose steps should be shortest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jkv.config import ModelConfig
+from jkv.errors import UserError
+from jkv.mesh import check_sizes, make_mesh, parse_mesh
+from jkv.sharding import DATA, MODEL
+
+AUTO = "auto"
+# Round numbers, between those of TPU generations: they only have to rank meshes. Bytes/s that a device reads, and
+# seconds that the devices of the model axis take to add up a layer's small contributions.
+_BANDWIDTH, _ALL_REDUCE = 1e12, 10e-6
+_USABLE = 0.9  # of a device's memory: the rest is for temporaries
+
+
+def settle_mesh(
+    words: str | None,
+    config: ModelConfig,
+    *,
+    rows: int,
+    slots: int,
+    dtype: Any,
+    devices: Sequence[Any] | None = None,
+    usable: int | None = None,
+) -> Mesh | None:
+    """The mesh that ``--mesh`` names, over the first of ``devices`` (this process's, unless given); None without it.
+
+    usable: bytes of a device, where it can't be asked itself.  Raises UserError for words that are no mesh, more
+    devices than there are, and sizes that don't divide.
+    """
+    if words is None:
+        return None
+    there = list(jax.devices() if devices is None else devices)
+    if words == AUTO:
+        usable = _memory(there[0]) if usable is None else usable
+        item = jnp.dtype(dtype).itemsize
+        sizes = best_sizes(config, len(there), rows=rows, slots=slots, itemsize=item, usable=usable)
+    else:
+        sizes = parse_mesh(words)
+        check_sizes(config, rows, sizes)
+    count = sizes[DATA] * sizes[MODEL]
+    if count > len(there):
+        what = f"{words} asks for {count} devices, there are {len(there)}"
+        raise UserError(what, where="--mesh", mend=f"let data x model be at most {len(there)}")
+    return make_mesh(there[:count], sizes)
+
+
+def best_sizes(
+    config: ModelConfig, devices: int, *, rows: int, slots: int, itemsize: int, usable: int | None
+) -> dict[str, int]:
+    """Sizes of the two axes: the least estimated time of a step among those that divide evenly and whose share of
+    weights and buffer fits into ``usable`` bytes a device. If none fits, the least memory: the compiler has the last
+    word on what fits.
+
+    A step reads its share of the weights (1 / model) and of the buffer (1 / (data x model)), and with a model axis adds
+    up twice a layer. So small models are spread by rows alone, and large ones by heads as far as they go.
+    """
+    weights = weight_count(config) * itemsize
+    buffer = config.kv_bytes(rows, slots, itemsize)
+    ranked = []
+    for data in range(1, devices + 1):
+        for model in range(1, devices // data + 1):
+            sizes = {DATA: data, MODEL: model}
+            try:
+                check_sizes(config, rows, sizes)
+            except UserError:
+                continue
+            held = weights / model + buffer / (data * model)
+            adds = 0 if model == 1 else 2 * config.n_layers + 1
+            seconds = held / _BANDWIDTH + adds * _ALL_REDUCE
+            too_large = usable is not None and held > _USABLE * usable
+            ranked.append(((held if too_large else 0.0, seconds, -data * model), sizes))
+    return min(ranked, key=lambda entry: entry[0])[1]
+
+
+def weight_count(config: ModelConfig) -> int:
+    """Numbers in a decoder's matrices; its vectors are too small to matter here."""
+    c = config
+    attention = 2 * c.d_model * c.head_dim * (c.n_heads + c.n_kv_heads)
+    tables = c.vocab_size * c.d_model * (1 if c.tied_head else 2)
+    return tables + c.n_layers * (attention + 3 * c.d_model * c.d_ff)
+
+
+def _memory(device: Any) -> int | None:
+    """Bytes of a device, if it says so (a CPU doesn't)."""
+    statistics = device.memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
+def mesh_words(mesh: Mesh | None) -> str | None:
+    """'data=2,model=4', as ``--mesh`` takes it."""
+    return None if mesh is None else ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
