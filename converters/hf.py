@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: ``read_hf`` and ``write_hf``. One tensor is converted at a time."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from converters.config import read_config, write_config
 from converters.fill import Shard, fill, known_dtype, leaves
 from converters.progress import track
+from converters.sharded import sharded_leaf
 from converters.shards import DTYPES, Outgoing, Stored, elided, opened, write
 from converters.tables import EMBEDDING, HEAD, IGNORED, Row, rows
 from jkv.config import ModelConfig
@@ -17,12 +19,15 @@ from jkv.errors import UserError
 from jkv.models import Decoder
 from jkv.predictor import NAMES as PREDICTOR
 
+_ROWS = 4096  # of an embedding, compared at a time
+
 
 def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
     """The Decoder that a Hugging Face directory holds (Llama, Qwen2 or Qwen3, safetensors).
 
     dtype: of the weights: 'float32', 'bfloat16', 'float16'; None keeps the file's. bfloat16 never goes through float32.
-    shard: the sharding of a leaf by dotted path and shape; by default all are on the default device.
+    shard: the sharding of a leaf by dotted path and shape; by default all are on the default device. Of a tensor only
+    what this process's devices hold is read.
     Raises UserError for whatever is wrong with the directory: config, tensors missing, unknown or misshapen (all of
     them in one message), torn files, weights that aren't finite.
     """
@@ -37,8 +42,11 @@ def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None
 
         def arrays() -> Iterator[tuple[str, jax.Array]]:
             for row in track(table.values(), "reading weights", len(table)):
-                leaf = _leaf(stored[row.name], row, config, wanted)
-                yield row.path, jax.device_put(leaf, shard(row.path, leaf.shape) if shard else None)
+                read = functools.partial(_read, stored[row.name], wanted)
+                if shard is None:
+                    yield row.path, jax.device_put(row.to_leaf(read(), config))
+                else:
+                    yield row.path, sharded_leaf(read, row, config, shard(row.path, row.leaf_shape(config)))
 
         return fill(config, wanted, arrays())
 
@@ -114,13 +122,16 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
 
 def _check_tied(embedding: Stored, head: Stored) -> None:
     same = head.code == embedding.code and head.shape == embedding.shape
-    if not (same and np.array_equal(_bits(head.read()), _bits(embedding.read()))):
+    for start in range(0, head.shape[0] if same else 0, _ROWS):
+        rows = slice(start, min(start + _ROWS, head.shape[0])), slice(0, head.shape[1])
+        same = same and np.array_equal(_bits(head.read(rows)), _bits(embedding.read(rows)))
+    if not same:
         what = f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}"
         raise UserError(what, where=str(head.file), mend="set tie_word_embeddings to false in config.json")
 
 
-def _leaf(tensor: Stored, row: Row, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
-    data = tensor.read()
+def _read(tensor: Stored, dtype: np.dtype, box: Sequence[slice] | None = None) -> np.ndarray:
+    data = tensor.read(box)
     if not _finite(data):
         raise UserError(f"{tensor.name} holds NaN or infinity", where=str(tensor.file), mend="download it again")
     if data.dtype != dtype:
@@ -128,7 +139,7 @@ def _leaf(tensor: Stored, row: Row, config: ModelConfig, dtype: np.dtype) -> np.
             data = data.astype(dtype)
         if not _finite(data):
             raise UserError(f"{tensor.name} holds values beyond {dtype.name}", where=str(tensor.file))
-    return row.to_leaf(data, config)
+    return data
 
 
 def _bits(data: np.ndarray) -> np.ndarray:

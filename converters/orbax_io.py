@@ -8,6 +8,7 @@ The checksums are verified before Orbax sees a file: it meets a damaged one with
 """
 
 import logging
+import math
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from jkv.models import Decoder
 
 MARKER, WEIGHTS = "jkv.json", "weights"
 _FORMAT = 1
+_CHUNK = 1 << 22  # bytes: what is read at least, where a device holds a part of a tensor
 _AGAIN = "convert the checkpoint again"
 
 
@@ -43,13 +45,15 @@ def write_converted(model: Decoder, directory: str | Path) -> None:
     directory, arrays = Path(directory).resolve(), leaves(model)
     dtype = arrays["embed"].dtype.name
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / WEIGHTS, arrays)
+        pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), arrays)
+        checkpointer.save(directory / WEIGHTS, arrays, save_args=pieces)
     write_config(model.config, directory, dtype)
     write_json(directory / MARKER, {"format": _FORMAT, "dtype": dtype, "files": _checksums(directory)})
 
 
 def read_converted(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
-    """The Decoder of a converted directory. Arguments as for ``read_hf``.
+    """The Decoder of a converted directory. Arguments as for ``read_hf``; of a tensor a process reads the chunks that
+    its devices have a part in. Checksums are shared, too: each process reads its share of the files for them.
 
     Raises UserError when a file is missing or torn, or the weights aren't those that the config asks for.
     """
@@ -65,10 +69,13 @@ def read_converted(directory: str | Path, dtype: Any = None, shard: Shard | None
     for path, leaf in leaves(abstract(config, wanted)).items():
         where = shard(path, leaf.shape) if shard else jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target[path] = jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=where)
-    with ocp.StandardCheckpointer() as checkpointer:
+    # It has many tensors in flight at a time, twice in memory each: so much of them.
+    most = 1 + (2 * max(math.prod(leaf.shape) * wanted.itemsize for leaf in target.values()) >> 30)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=most)) as checkpointer:
         stored = _guarded(directory, lambda: dict(checkpointer.metadata(directory / WEIGHTS).item_metadata))
         _check_shapes(directory, stored, target)
-        arrays = _guarded(directory, lambda: checkpointer.restore(directory / WEIGHTS, target))
+        wish = ocp.args.StandardRestore(target)
+        arrays = _guarded(directory, lambda: checkpointer.restore(directory / WEIGHTS, args=wish))
     return fill(config, wanted, arrays.items())
 
 
@@ -85,12 +92,16 @@ def _guarded(directory: Path, call: Callable[[], Any]) -> Any:
         logger.disabled = disabled
 
 
-def _checksums(directory: Path) -> dict[str, str]:
+def _checksums(directory: Path, part: int = 0, parts: int = 1) -> dict[str, str]:
     # Path below ``directory`` -> CRC-32 in hexadecimal. Files are read in parallel: zlib releases the GIL.
-    files = sorted(path for path in (directory / WEIGHTS).rglob("*") if path.is_file())
+    files = _files(directory)[part::parts]
     with ThreadPoolExecutor() as pool:
         sums = list(track(pool.map(_crc32, files), "checking weights", len(files)))
     return {path.relative_to(directory).as_posix(): value for path, value in zip(files, sums, strict=True)}
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in (directory / WEIGHTS).rglob("*") if path.is_file())
 
 
 def _crc32(path: Path) -> str:
@@ -105,8 +116,9 @@ def _check_files(directory: Path, marker: Fields) -> None:
     expected = marker.object("files")
     if expected is None:
         raise marker.error("files", "an object of checksums")
-    found = _checksums(directory)
-    missing = [f"{name} is missing" for name in expected.data if name not in found]
+    found = _checksums(directory, jax.process_index(), jax.process_count())
+    there = {path.relative_to(directory).as_posix() for path in _files(directory)}
+    missing = [f"{name} is missing" for name in expected.data if name not in there]
     damaged = [f"{name} is damaged" for name, value in expected.data.items() if found.get(name, value) != value]
     if missing or damaged:
         raise UserError(elided(missing + damaged), where=str(directory), mend=_AGAIN)

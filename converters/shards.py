@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,34 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from converters.files import read_json, replacing, write_json
+from converters.ranges import read_box
 from jkv.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": jnp.dtype("float32"), "F16": jnp.dtype("float16"), "BF16": jnp.dtype("bfloat16")}
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+_NUMPY = {**DTYPES, "F64": np.dtype("float64")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: dtype code as in the header (F32, BF16, ...) and shape, read without its data."""
+    """A tensor in a file: dtype code as in the header (F32, BF16, ...) and shape, read without its data.
+
+    descriptor: of the open file.  offset: bytes of the file before the data.
+    """
 
     file: Path
     name: str
     code: str
     shape: tuple[int, ...]
-    _handle: Any = dataclasses.field(repr=False, compare=False)
+    descriptor: int
+    offset: int
 
-    def read(self) -> np.ndarray:
-        """The data, in the file's dtype. Raises UserError when the file can't be read."""
+    def read(self, box: Sequence[slice] | None = None) -> np.ndarray:
+        """The data, or a box of it, in the file's dtype. Raises UserError when the file can't be read."""
         with _readable(self.file):
-            return self._handle.get_tensor(self.name)
+            return read_box(self.descriptor, self.offset, self.shape, _NUMPY[self.code], box)
 
 
 @contextlib.contextmanager
@@ -51,7 +57,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(directory: Path) -> Iterator[dict[str, Stored]]:
-    """Name -> tensor of a checkpoint, one file or sharded; the files stay open (mapped) within the block.
+    """Name -> tensor of a checkpoint, one file or sharded; the files stay open within the block.
 
     Raises UserError when there are no safetensors, a file is torn or missing, or the index and the files disagree.
     """
@@ -66,12 +72,17 @@ def opened(directory: Path) -> Iterator[dict[str, Stored]]:
 
 def _tensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
     with _readable(path):
-        handle = stack.enter_context(safe_open(path, framework="np"))
-        tensors = {}
-        for name in handle.keys():  # noqa: SIM118 (not a mapping)
-            view = handle.get_slice(name)
-            tensors[name] = Stored(path, name, view.get_dtype(), tuple(view.get_shape()), handle)
-        return tensors
+        with safe_open(path, framework="np") as checked:  # a header that isn't whole and sound is refused here
+            views = {name: checked.get_slice(name) for name in checked.keys()}  # noqa: SIM118 (not a mapping)
+            kinds = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+        file = stack.enter_context(path.open("rb"))
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        start = 8 + size
+        return {
+            name: Stored(path, name, code, shape, file.fileno(), start + header[name]["data_offsets"][0])
+            for name, (code, shape) in kinds.items()
+        }
 
 
 def _indexed(directory: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:

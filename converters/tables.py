@@ -8,11 +8,14 @@ two strings in both directions, so no row needs code of its own. ``{l}`` stands 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jkv.config import ModelConfig
+
+# Of each of a leaf's axes, where a part of it starts and stops.
+Part = Mapping[str, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +33,30 @@ class Row:
         size = axis_sizes(config)
         return tuple(math.prod(size[letter] for letter in group) for group in self.file_axes.split())
 
-    def to_leaf(self, tensor: np.ndarray, config: ModelConfig) -> np.ndarray:
-        """File layout -> Decoder layout (a view where NumPy can make one)."""
+    def leaf_shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """The shape that the leaf has in the Decoder."""
+        size = axis_sizes(config)
+        return tuple(size[letter] for letter in self.leaf_axes.split())
+
+    def part(self, index: Sequence[slice], config: ModelConfig) -> Part:
+        """What a slice an axis of the leaf (as a sharding gives them) cuts out of it."""
+        letters, shape = self.leaf_axes.split(), self.leaf_shape(config)
+        return {x: s.indices(n)[:2] for x, n, s in zip(letters, shape, index, strict=True)}
+
+    def file_box(self, part: Part, config: ModelConfig) -> tuple[slice, ...]:
+        """Where a part of the leaf is in the file's tensor. Of letters written together only the first may be cut."""
+        size, box = axis_sizes(config), []
+        for group in self.file_axes.split():
+            if any(part[x] != (0, size[x]) for x in group[1:]):
+                raise ValueError(f"{self.name}: {part} is no box of axes {self.file_axes}")
+            width = math.prod(size[x] for x in group[1:])
+            box.append(slice(part[group[0]][0] * width, part[group[0]][1] * width))
+        return tuple(box)
+
+    def to_leaf(self, tensor: np.ndarray, config: ModelConfig, part: Part | None = None) -> np.ndarray:
+        """File layout -> Decoder layout, of all of it or of a part (a view where NumPy can make one)."""
         size, letters, wanted = axis_sizes(config), self.file_axes.replace(" ", ""), self.leaf_axes.split()
+        size |= {x: stop - start for x, (start, stop) in (part or {}).items()}
         split = tensor.reshape([size[letter] for letter in letters])
         return split.transpose([letters.index(letter) for letter in wanted])
 
