@@ -11,6 +11,7 @@ from flax import nnx
 from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.models.quantized import INT8, quantize_weight
 
 Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -37,8 +38,11 @@ def abstract(config: ModelConfig, dtype: Any) -> Decoder:
     return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
-def fill(config: ModelConfig, dtype: Any, arrays: Iterable[tuple[str, jax.Array]]) -> Decoder:
-    """The Decoder of ``config`` whose leaf at each dotted path is the given array.
+def fill(
+    config: ModelConfig, dtype: Any, arrays: Iterable[tuple[str, jax.Array]], weights: str | None = None
+) -> Decoder:
+    """The Decoder of ``config`` whose leaf at each dotted path is the given array. weights: 'int8' quantises each
+    matrix as it comes.
 
     Raises ValueError when a leaf comes twice, never, with another shape or dtype, or isn't in the model.
     """
@@ -50,7 +54,7 @@ def fill(config: ModelConfig, dtype: Any, arrays: Iterable[tuple[str, jax.Array]
             raise ValueError(f"{path} is not a leaf of the model, or came twice")
         if leaf.shape != array.shape or array.dtype != jnp.dtype(dtype):
             raise ValueError(f"{path} is {array.dtype}{array.shape}, the model has {jnp.dtype(dtype)}{leaf.shape}")
-        leaf.set_value(array)
+        leaf.set_value(quantize_weight(path, array) if weights == INT8 else array)
     if waiting:
         raise ValueError(f"leaves never filled: {', '.join(waiting)}")
     return nnx.merge(graph, state)

@@ -22,12 +22,14 @@ from jkv.predictor import NAMES as PREDICTOR
 _ROWS = 4096  # of an embedding, compared at a time
 
 
-def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
+def read_hf(
+    directory: str | Path, dtype: Any = None, shard: Shard | None = None, weights: str | None = None
+) -> Decoder:
     """The Decoder that a Hugging Face directory holds (Llama, Qwen2 or Qwen3, safetensors).
 
     dtype: of the weights: 'float32', 'bfloat16', 'float16'; None keeps the file's. bfloat16 never goes through float32.
     shard: the sharding of a leaf by dotted path and shape; by default all are on the default device. Of a tensor only
-    what this process's devices hold is read.
+    what this process's devices hold is read.  weights: 'int8' quantises each matrix as it is read.
     Raises UserError for whatever is wrong with the directory: config, tensors missing, unknown or misshapen (all of
     them in one message), torn files, weights that aren't finite.
     """
@@ -48,7 +50,7 @@ def read_hf(directory: str | Path, dtype: Any = None, shard: Shard | None = None
                 else:
                     yield row.path, sharded_leaf(read, row, config, shard(row.path, row.leaf_shape(config)))
 
-        return fill(config, wanted, arrays())
+        return fill(config, wanted, arrays(), weights)
 
 
 def write_hf(model: Decoder, directory: str | Path, dtype: Any = None, max_shard_bytes: int = 5 * 10**9) -> None:

@@ -51,7 +51,9 @@ def write_converted(model: Decoder, directory: str | Path) -> None:
     write_json(directory / MARKER, {"format": _FORMAT, "dtype": dtype, "files": _checksums(directory)})
 
 
-def read_converted(directory: str | Path, dtype: Any = None, shard: Shard | None = None) -> Decoder:
+def read_converted(
+    directory: str | Path, dtype: Any = None, shard: Shard | None = None, weights: str | None = None
+) -> Decoder:
     """The Decoder of a converted directory. Arguments as for ``read_hf``; of a tensor a process reads the chunks that
     its devices have a part in. Checksums are shared, too: each process reads its share of the files for them.
 
@@ -76,7 +78,8 @@ def read_converted(directory: str | Path, dtype: Any = None, shard: Shard | None
         _check_shapes(directory, stored, target)
         wish = ocp.args.StandardRestore(target)
         arrays = _guarded(directory, lambda: checkpointer.restore(directory / WEIGHTS, args=wish))
-    return fill(config, wanted, arrays.items())
+    # Let go of each as it is filled in: what is quantised then needn't be there twice.
+    return fill(config, wanted, ((path, arrays.pop(path)) for path in list(arrays)), weights)
 
 
 def _guarded(directory: Path, call: Callable[[], Any]) -> Any:

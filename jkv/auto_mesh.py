@@ -26,21 +26,24 @@ def settle_mesh(
     rows: int,
     slots: int,
     dtype: Any,
+    weights: str | None = None,
     devices: Sequence[Any] | None = None,
     usable: int | None = None,
 ) -> Mesh | None:
     """The mesh that ``--mesh`` names, over the first of ``devices`` (this process's, unless given); None without it.
 
-    usable: bytes of a device, where it can't be asked itself.  Raises UserError for words that are no mesh, more
-    devices than there are, and sizes that don't divide.
+    weights: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
+
+    Raises UserError for words that are no mesh, more devices than there are, and sizes that don't divide.
     """
     if words is None:
         return None
     there = list(jax.devices() if devices is None else devices)
     if words == AUTO:
         usable = _memory(there[0]) if usable is None else usable
-        item = jnp.dtype(dtype).itemsize
-        sizes = best_sizes(config, len(there), rows=rows, slots=slots, itemsize=item, usable=usable)
+        held = weight_count(config) * jnp.dtype(weights or dtype).itemsize
+        buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize)
+        sizes = best_sizes(config, len(there), rows=rows, weights=held, buffer=buffer, usable=usable)
     else:
         sizes = parse_mesh(words)
         check_sizes(config, rows, sizes)
@@ -52,17 +55,15 @@ def settle_mesh(
 
 
 def best_sizes(
-    config: ModelConfig, devices: int, *, rows: int, slots: int, itemsize: int, usable: int | None
+    config: ModelConfig, devices: int, *, rows: int, weights: int, buffer: int, usable: int | None
 ) -> dict[str, int]:
-    """Sizes of the two axes: the least estimated time of a step among those that divide evenly and whose share of
-    weights and buffer fits into ``usable`` bytes a device. If none fits, the least memory: the compiler has the last
-    word on what fits.
+    """Sizes of the two axes for so many bytes of weights and of buffer: the least estimated time of a step among those
+    that divide evenly and whose share of both fits into ``usable`` bytes a device. If none fits, the least memory: the
+    compiler has the last word on what fits.
 
     A step reads its share of the weights (1 / model) and of the buffer (1 / (data x model)), and with a model axis adds
     up twice a layer. So small models are spread by rows alone, and large ones by heads as far as they go.
     """
-    weights = weight_count(config) * itemsize
-    buffer = config.kv_bytes(rows, slots, itemsize)
     ranked = []
     for data in range(1, devices + 1):
         for model in range(1, devices // data + 1):

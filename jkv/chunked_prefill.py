@@ -113,7 +113,7 @@ def chunked_prefill(
     rows = rows if mine is None else rows & mine
     piece = piece_length(program)
     evictions_before = state.evictions[row]
-    last = jnp.zeros((1, 1, program.config.d_model), model.embed[...].dtype)
+    last = jnp.zeros((1, 1, program.config.d_model), model.dtype)
 
     def more(carry) -> jax.Array:
         state, done, _ = carry

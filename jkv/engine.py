@@ -128,7 +128,7 @@ class Engine:
             record_scores=record_scores,
         )
         self.parameters = self.placement.everywhere(parameters)
-        self.dtype = model.embed[...].dtype
+        self.dtype = model.dtype
         self.batch_size, self.seed, self.steps_per_call = batch_size, seed, steps_per_call
         self.traces: collections.Counter[str] = collections.Counter()
         self.timings = Timings()

@@ -45,7 +45,8 @@ def run_sweep(config: SweepConfig) -> list[Result]:
     results: list[Result] = []
     drawn = time.monotonic()
     with Grader() as grader:
-        for model, group in itertools.groupby(cells, lambda cell: cell.config.model):
+        of_weights = lambda cell: (cell.config.model, cell.config.dtype, cell.config.weights)
+        for (model, dtype, weights), group in itertools.groupby(cells, of_weights):
             mine = list(group)
             # One mesh for all runs of a model, chosen for the largest buffer: the weights stay where they are.
             largest = max(mine, key=lambda cell: cell.budget or new_tokens_of(cell.config))
@@ -54,7 +55,7 @@ def run_sweep(config: SweepConfig) -> list[Result]:
             mine = [dataclasses.replace(c, config=dataclasses.replace(c.config, mesh=mesh_words(mesh))) for c in mine]
             with busy(f"loading {model}", quiet=config.quiet):
                 place = None if mesh is None else place_weights(mesh)
-                loaded = load(model, default_dtype(mine[0].config.dtype), place)
+                loaded = load(model, default_dtype(dtype), place, weights)
                 problems = _check(mine, loaded)
             engines = Engines()
             for cell in mine:

@@ -28,18 +28,19 @@ class Loaded:
     path: Path
 
 
-def load(name: str | Path, dtype: Any = None, shard: Any = None) -> Loaded:
+def load(name: str | Path, dtype: Any = None, shard: Any = None, weights: str | None = None) -> Loaded:
     """Load a demo model, a Hugging Face directory, a converted directory, or a hub id 'org/name'.
 
     dtype: 'float32', 'bfloat16' or 'float16'; None keeps the checkpoint's.
     shard: the sharding of a leaf by dotted path and shape (for a mesh); by default all are on the default device.
+    weights: 'int8' quantises the matrices (`jkv.models.quantized`); dtype is then that of the rest.
     Raises UserError when there is no such model or something is wrong with it.
     """
     from converters.hf import read_hf
     from converters.orbax_io import is_converted, read_converted
 
     path = locate(name)
-    model = (read_converted if is_converted(path) else read_hf)(path, dtype, shard)
+    model = (read_converted if is_converted(path) else read_hf)(path, dtype, shard, weights)
     return Loaded(model, model.config, load_tokenizer(path, model.config.vocab_size), str(name), path)
 
 

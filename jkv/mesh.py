@@ -16,31 +16,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jkv.config import ModelConfig
 from jkv.errors import UserError
+from jkv.models.letters import weight_letters
 from jkv.sharding import DATA, MODEL, spec
 from jkv.state import DecodeState
-
-# The axis letters of every weight, by the end of its dotted path.
-_LETTERS = (
-    ("embed", "VD"),
-    ("head", "DV"),
-    ("attention.q.kernel", "DNH"),
-    ("attention.k.kernel", "DKH"),
-    ("attention.v.kernel", "DKH"),
-    ("attention.o.kernel", "NHD"),
-    ("attention.q.bias", "NH"),
-    ("attention.k.bias", "KH"),
-    ("attention.v.bias", "KH"),
-    ("mlp.gate.kernel", "DF"),
-    ("mlp.up.kernel", "DF"),
-    ("mlp.down.kernel", "FD"),
-    ("mlp.gate.bias", "F"),
-    ("mlp.up.bias", "F"),
-    ("o.bias", "D"),
-    ("down.bias", "D"),
-    ("q_norm.scale", "H"),
-    ("k_norm.scale", "H"),
-    ("norm.scale", "D"),
-)
 
 
 def parse_mesh(text: str, devices: int | None = None) -> dict[str, int]:
@@ -94,21 +72,16 @@ def check_sizes(config: ModelConfig, rows: int, sizes: Mapping[str, int]) -> Non
         raise UserError(what, where="--mesh", mend=f"give a --batch-size that is a multiple of {data}")
 
 
-def weight_letters(path: str) -> str:
-    """The axis letters of a weight by its dotted path. KeyError for a path that no decoder has."""
-    for end, letters in _LETTERS:
-        if path == end or path.endswith(("." + end, "_" + end)):
-            return letters
-    raise KeyError(path)
-
-
 def weight_shardings(weights: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Where each of a decoder's weights (an nnx.State, of arrays or their shapes) lives."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        dotted = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        dotted, value, part = jax.tree_util.keystr(path, simple=True, separator=".").partition(".value")
         letters = weight_letters(dotted)
+        assert value, dotted
         assert len(letters) == len(leaf.shape), (dotted, leaf.shape)
+        if part == ".scale":  # of an int8 weight: one place on the axes that are contracted
+            letters = "".join(a if n > 1 else "_" for a, n in zip(letters, leaf.shape, strict=True))
         return NamedSharding(mesh, spec(letters))
 
     return jax.tree_util.tree_map_with_path(place, weights)

@@ -21,6 +21,7 @@ class DecodeConfig:
 
     model: str = "demo-llama"
     dtype: Literal["float32", "bfloat16"] | None = None
+    weights: Literal["int8"] | None = None
     policy: str = "dynts"
     budget: int | None = None
     window: int | None = None
@@ -133,6 +134,7 @@ def _at_least(name: str, value: int | float, least: int) -> None:
 HELP = {
     "model": "demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id",
     "dtype": "of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)",
+    "weights": "int8: matrices as 8-bit integers with a scale a channel (default: of --dtype)",
     "policy": f"which tokens stay: {', '.join(policy_names())}",
     "budget": f"KV slots a row owns (demo models: {DEMO_BUDGET} unless given; full: not needed)",
     "window": "newest tokens, never evicted (default: an eighth of the budget; h2o: half of what is kept)",

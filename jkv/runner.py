@@ -58,7 +58,8 @@ def mesh_of(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | No
         return None
     model = model or read_config(locate(config.model))
     slots = config.budget or new_tokens_of(config)
-    mesh = settle_mesh(config.mesh, model, rows=config.batch_size, slots=slots, dtype=default_dtype(config.dtype))
+    dtype, weights = default_dtype(config.dtype), config.weights
+    mesh = settle_mesh(config.mesh, model, rows=config.batch_size, slots=slots, dtype=dtype, weights=weights)
     if config.mesh == AUTO:
         text = f"mesh: {mesh_words(mesh)}, of {jax.device_count()} x {jax.devices()[0].device_kind}"
         Screen(stderr=True, quiet=config.quiet, highlight=False).print(text, soft_wrap=True)
@@ -86,8 +87,9 @@ def run(
     config.retention(policy, longest=1)
     dtype = default_dtype(config.dtype)
     mesh = mesh_of(config, None if loaded is None else loaded.config)
+    shard = None if mesh is None else place_weights(mesh)
     with busy(f"loading {config.model}", quiet=config.quiet):
-        loaded = loaded or load(config.model, dtype, None if mesh is None else place_weights(mesh))
+        loaded = loaded or load(config.model, dtype, shard, config.weights)
         if problems is None:
             problems = load_task(config.task, loaded, limit=config.limit)
         policy, parameters = policy.bind(context_of(config, loaded))
@@ -183,15 +185,15 @@ def _mendable():
 def context_of(config: DecodeConfig, loaded: Loaded) -> Context:
     """What the config's policy is bound to."""
     predictor = None if config.predictor is None else pathlib.Path(config.predictor).expanduser()
-    return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.embed[...].dtype)
+    return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.dtype)
 
 
 def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[Problem]) -> dict[str, Any]:
     """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights (the
     model's and the policy's)."""
     identity = {**dataclasses.asdict(config), "dtype": dtype}
-    # A mesh changes nothing but rounding.
-    for name in ("out", "quiet", "mesh"):
+    # A mesh changes nothing but rounding; what --weights changes is in the weights themselves.
+    for name in ("out", "quiet", "mesh", "weights"):
         del identity[name]
     # A grading is named where it isn't the plain one, so that earlier runs can go on.
     prompts = [(p.id, p.prompt_ids, p.answer, *(() if p.grading == "exact" else (p.grading,))) for p in problems]
@@ -378,6 +380,7 @@ class _Run:
             "recompiles": max(self.engine.traces["decode"] - 1, 0),
             "device": jax.devices()[0].device_kind,
             "mesh": self.mesh,
+            "weights": self.config.weights,
         }
 
     def _thought(self, done: Completion, *, styled: bool):

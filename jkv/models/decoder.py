@@ -11,6 +11,7 @@ from jkv.axes import Array, Float, Int
 from jkv.config import ModelConfig
 from jkv.models.attention import Attend, Attention, CausalAttention
 from jkv.models.layers import FeedForward, RMSNorm, project
+from jkv.models.quantized import rows_of
 from jkv.models.rope import rotation
 
 
@@ -45,6 +46,11 @@ class Decoder(nnx.Module):
             shape = (config.d_model, config.vocab_size)
             self.head = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
 
+    @property
+    def dtype(self) -> Any:
+        """Of activations; weights have it, too, unless they are int8."""
+        return self.final_norm.scale.get_value().dtype
+
     def __call__(
         self,
         tokens: Int[Array, "B T"],
@@ -56,7 +62,7 @@ class Decoder(nnx.Module):
         attend = attend or CausalAttention()
         kv_in = kv if kv is not None else (None,) * self.config.n_layers
         cos, sin = rotation(self.config, positions)
-        x = self.embed[...][tokens]
+        x = rows_of(self.embed.get_value(), tokens, self.dtype)
         kv_out = []
         for block, layer_kv in zip(self.layers, kv_in, strict=True):
             x, layer_kv = block(x, cos, sin, attend, layer_kv)
@@ -69,5 +75,5 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores over the vocabulary, float32."""
         if self.head is None:
-            return project("BTD,VD->BTV", hidden, self.embed[...], preferred_element_type=jnp.float32)
-        return project("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)
+            return project("BTD,VD->BTV", hidden, self.embed.get_value(), preferred_element_type=jnp.float32)
+        return project("BTD,DV->BTV", hidden, self.head.get_value(), preferred_element_type=jnp.float32)

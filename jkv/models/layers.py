@@ -1,5 +1,6 @@
 """The small parts of a decoder block: projection, RMS normalisation, gated feed-forward."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from jkv.axes import Array, Float
 from jkv.config import ModelConfig
+from jkv.models.quantized import Weight, contract
 from jkv.ops.rows import project_rows, row_sum
 
 
@@ -16,10 +18,10 @@ def _like(parameter: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))
 
 
-def project(spec: str, x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
+def project(spec: str, x: jax.Array, kernel: Weight, **options) -> jax.Array:
     """``einsum(spec, x, kernel)``; a decode step's (T = 1) in row groups where that keeps rows independent."""
-    contract = lambda x, kernel: jnp.einsum(spec, x, kernel, **options)
-    return project_rows(contract, x, kernel) if x.shape[1] == 1 else contract(x, kernel)
+    run = functools.partial(contract, spec, **options)
+    return project_rows(run, x, kernel) if x.shape[1] == 1 else run(x, kernel)
 
 
 class Projection(nnx.Module):
@@ -37,7 +39,7 @@ class Projection(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(bias, dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        out = project(self.spec, x, self.kernel[...])
+        out = project(self.spec, x, self.kernel.get_value())
         return out if self.bias is None else out + _like(self.bias[...], out)
 
 

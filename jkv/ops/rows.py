@@ -10,6 +10,7 @@ Other platforms run the plain form: the choice is made when a program is lowered
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,8 @@ def pad_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "padded *rest"]:
     return x if short <= 0 else jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
 
 
-def project_rows(
-    project: Callable[[jax.Array, jax.Array], jax.Array], x: Shaped[Array, "B *rest"], kernel: jax.Array
-) -> jax.Array:
-    """`project(x, kernel)`, on CPU in groups of at most MAX_ROWS rows (each of at least MIN_ROWS)."""
+def project_rows(project: Callable[[jax.Array, Any], jax.Array], x: Shaped[Array, "B *rest"], kernel: Any) -> jax.Array:
+    """`project(x, kernel)`, on CPU in groups of at most MAX_ROWS rows (each of at least MIN_ROWS). kernel: a pytree."""
     rows = x.shape[0]
     if rows <= MAX_ROWS:
         return project(x, kernel)
@@ -40,7 +39,7 @@ def project_rows(
     if edges[-1] - edges[-2] < MIN_ROWS:
         edges[-2] -= MIN_ROWS
 
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def grouped(x: jax.Array, kernel: Any) -> jax.Array:
         return jnp.concatenate([project(x[i:j], kernel) for i, j in itertools.pairwise(edges)])
 
     return lax.platform_dependent(x, kernel, cpu=grouped, default=project)

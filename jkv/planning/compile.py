@@ -17,6 +17,7 @@ from jkv.chunked_prefill import CHUNK, chunked_prefill
 from jkv.config import ModelConfig
 from jkv.mesh import auto_formats, check_mesh, everywhere, lower_over_rows, state_shardings, weight_shardings
 from jkv.models import Decoder
+from jkv.models.quantized import INT8, quantize_decoder
 from jkv.policies import DynTS, Policy, Retention
 from jkv.predictor import random_predictor
 from jkv.prefill import buckets, prefill
@@ -50,7 +51,8 @@ def abstract_parameters(
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A run to compile for: everything but the batch size. ``dtype``: of weights, activations and buffer."""
+    """A run to compile for: everything but the batch size. dtype: of weights, activations and buffer.  weights: 'int8'
+    if they are that."""
 
     config: ModelConfig
     mesh: Mesh
@@ -61,11 +63,19 @@ class Target:
     dtype: Any
     implementation: str = "auto"
     steps: int = STEPS
+    weights: str | None = None
 
     @functools.cached_property
     def program(self) -> tuple[Program, Any]:
         """The program, and the shapes of its weights."""
-        graph, weights = nnx.split(nnx.eval_shape(lambda: Decoder(self.config, rngs=nnx.Rngs(0), dtype=self.dtype)))
+
+        def make() -> Decoder:
+            model = Decoder(self.config, rngs=nnx.Rngs(0), dtype=self.dtype)
+            if self.weights == INT8:
+                quantize_decoder(model)
+            return model
+
+        graph, weights = nnx.split(nnx.eval_shape(make))
         eos = self.config.eos_ids
         return Program(graph, self.config, self.policy, self.rule, self.sampler, eos, self.implementation), weights
 

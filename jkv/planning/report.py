@@ -43,13 +43,16 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     if config.mesh != AUTO:
         parse_mesh(config.mesh, len(devices))
     mesh = settle_mesh(
-        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, devices=devices, usable=chip.usable
-    )
+        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, weights=config.weights,
+        devices=devices, usable=chip.usable,
+    )  # fmt: skip
     assert mesh is not None
     widths = PUBLISHED_WIDTHS if OF_HUB.get(config.model, config.model) in shipped() else None
     policy, parameters = abstract_parameters(policy, model, dtype, widths)
     sampler = make_sampler(config.temperature, config.top_p, config.top_k)
-    return chip, Target(model, mesh, policy, parameters, rule, sampler, dtype, config.implementation)
+    return chip, Target(
+        model, mesh, policy, parameters, rule, sampler, dtype, config.implementation, weights=config.weights
+    )
 
 
 def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
@@ -149,6 +152,7 @@ def _figures(
         "retain": rule.retain,
         "window": rule.window,
         "dtype": config.dtype,
+        "weights": config.weights,
         "fits": fits,
         "hbm_bytes": chip.hbm,
         "usable_bytes": chip.usable,

@@ -44,7 +44,8 @@ def step_bytes(target: Target, rows: int) -> dict[str, int]:
     item, b = jnp.dtype(target.dtype).itemsize, rows // data
     _, weights, state, parameters = target.arguments(rows)
     assert isinstance(state, DecodeState)
-    embedding = 0 if c.tied_head else (c.vocab_size // model - b) * c.d_model * item
+    of_weights = jnp.dtype(target.weights or target.dtype).itemsize
+    embedding = 0 if c.tied_head else (c.vocab_size // model - b) * c.d_model * of_weights
     slot = c.n_layers * b * (c.n_kv_heads // model) * c.head_dim * 2 * item
     at_every_token = needs.hidden or needs.inputs
     bulk = target.policy.evicts and not rule.one_out

@@ -19,6 +19,7 @@ from jkv.config import ModelConfig
 from jkv.engine import Engine, Request
 from jkv.mesh import weight_shardings
 from jkv.models import Decoder
+from jkv.models.quantized import quantize_decoder
 from jkv.policies import Retention, get_policy
 from tests.requests import complete, prompts
 
@@ -43,6 +44,7 @@ CASES = {
     "llama-dynts": (LLAMA, "dynts", 24, "shared"),
     "llama-h2o-head": (LLAMA, "h2o", 24, "head"),
     "llama-rkv": (LLAMA, "rkv", 24, "shared"),
+    "llama-window-int8": (LLAMA, "window", 24, "shared"),
     "llama-trimkv-head": (LLAMA, "trimkv", 31, "head"),
     "qwen-window-one-out": (QWEN, "window", 31, "shared"),
     "qwen-dynts-head": (QWEN, "dynts", 26, "head"),
@@ -65,6 +67,8 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
     """Tokens, kept positions and evictions of every request, on one device or on a mesh."""
     config, name, retain, granularity = CASES[case]
     model = model_of(config)
+    if case.endswith("-int8"):
+        quantize_decoder(model)
     mesh = settle_mesh(mesh_words, config, rows=B, slots=S, dtype="float32")
     if mesh is not None:
         graph, weights = nnx.split(model)
@@ -83,7 +87,8 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
         buffer = engine.state.cache.layers[0].k
         shard = (B // data, config.n_kv_heads // heads, S, config.head_dim)
         assert buffer.sharding.shard_shape(buffer.shape) == shard
-        assert model.embed[...].addressable_shards[0].data.shape == (96 // heads, config.d_model)
+        table = jax.tree.leaves(model.embed.get_value())[0]
+        assert table.addressable_shards[0].data.shape == (96 // heads, config.d_model)
     return {
         "tokens": {id: completion.token_ids for id, completion in done.items()},
         "kept": {id: completion.kept for id, completion in done.items()},

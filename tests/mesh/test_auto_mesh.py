@@ -29,12 +29,18 @@ def shipped(name: str) -> ModelConfig:
     ],
 )
 def test_published_models(model, devices, rows, slots, chip, expected):
-    sizes = best_sizes(shipped(model), devices, rows=rows, slots=slots, itemsize=2, usable=CHIPS[chip].usable)
+    config = shipped(model)
+    weights, buffer = 2 * weight_count(config), config.kv_bytes(rows, slots, 2)
+    sizes = best_sizes(config, devices, rows=rows, weights=weights, buffer=buffer, usable=CHIPS[chip].usable)
     assert (sizes["data"], sizes["model"]) == expected
 
 
 def test_a_small_model_is_spread_by_rows():
-    choose = lambda rows, usable=None: best_sizes(SMALL, 8, rows=rows, slots=32, itemsize=4, usable=usable)
+    weights = 4 * weight_count(SMALL)
+    buffer = lambda rows: SMALL.kv_bytes(rows, 32, 4)
+    choose = lambda rows, usable=None: best_sizes(
+        SMALL, 8, rows=rows, weights=weights, buffer=buffer(rows), usable=usable
+    )
     assert choose(16) == {"data": 8, "model": 1}
     assert choose(6) == {"data": 6, "model": 1}
     assert choose(1) == {"data": 1, "model": 1}

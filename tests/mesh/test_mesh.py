@@ -13,8 +13,9 @@ from jax.sharding import AbstractMesh
 
 from jkv.config import ModelConfig
 from jkv.errors import UserError
-from jkv.mesh import check_mesh, parse_mesh, weight_letters, weight_shardings
+from jkv.mesh import check_mesh, parse_mesh, weight_shardings
 from jkv.models import Decoder
+from jkv.models.letters import weight_letters
 from tests.mesh.simulated import CASES
 
 FEW_HEADS = ("llama-dynts", "llama-h2o-head", "qwen-rkv-head-one-out")
