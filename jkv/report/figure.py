@@ -11,6 +11,8 @@ from jkv.report.results import Result, averages
 
 BLUE, ORANGE = "#3a73b0", "#d9741a"
 _WIDTH = 0.68  # of a bar, in distances between bars
+# Beside a bar's middle, where the line has its marker: its interval to the left, a published value to the right.
+_LANE = 0.2
 
 
 def draw_figure(
@@ -72,11 +74,12 @@ def _draw_panel(
         bars = axes.bar(at, values, _WIDTH, color=BLUE, zorder=2)
         # An interval of the bootstrap can miss the mean by a rounding.
         spread = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
-        axes.errorbar(at, values, spread, fmt="none", ecolor="#1c3049", elinewidth=1.2, capsize=3, zorder=3)
+        lanes = [x - _LANE for x in at]
+        axes.errorbar(lanes, values, spread, fmt="none", ecolor="#1c3049", elinewidth=1.2, capsize=3, zorder=3)
         handles["Pass@1, 95 % interval"] = bars
         tops += list(high)
     if panel is not None and overlay is not None:
-        at = [place[budget] for budget in overlay.budgets]
+        at = [place[budget] + _LANE for budget in overlay.budgets]
         (marks,) = axes.plot(
             at, panel.pass_at_1, "D", markerfacecolor="none", markeredgecolor="#12406f", markeredgewidth=1.3, zorder=5
         )

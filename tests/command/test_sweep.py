@@ -132,7 +132,7 @@ def test_programs_are_shared_by_tasks(wordy, graded, tmp_path, monkeypatch):
     second.write_bytes(graded.read_bytes())
     compiled: list[str] = []
     compile_ = Engine._compile
-    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[1].__name__), compile_(*a))[1])
+    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[2].__name__), compile_(*a))[1])
     config = sweep.parse([
         "--models", str(wordy), "--tasks", str(graded), str(second), "--policies", "window", "--budgets", "24", "32",
         "--no-full", "--max-new-tokens", "30", "--batch-size", "3", "--window", "2", "--quiet",

@@ -8,7 +8,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-import jkv.report.figure
 from jkv.errors import UserError
 from jkv.report.figure import draw_figure
 from jkv.report.policies_figure import draw_policies
@@ -37,11 +36,10 @@ CASES = {
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved."""
+    """The figures that would be saved."""
     figures: list[Figure] = []
-    save = jkv.report.figure.save
     for module in ("figure", "policies_figure"):
-        monkeypatch.setattr(f"jkv.report.{module}.save", lambda f, path: (figures.append(f), save(f, path)))
+        monkeypatch.setattr(f"jkv.report.{module}.save", lambda f, path: figures.append(f))
     return figures
 
 
@@ -70,8 +68,24 @@ def test_no_text_lies_on_another(case, overlay, drawn, tmp_path):
     draw_figure(tmp_path, CASES[case], "dynts", overlay, {})
     (figure,) = drawn
     assert overlapping(figure) == []
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-    assert (tmp_path / "figure.svg").read_text("utf-8").startswith("<?xml")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_marker_lies_on_an_interval(case, drawn, tmp_path):
+    draw_figure(tmp_path, CASES[case], "dynts", PAPER, {})
+    (figure,) = drawn
+    renderer_of(figure)
+    half = len(figure.axes) // 2
+    for axes, twin in zip(figure.axes[:half], figure.axes[half:], strict=True):
+        (whiskers,) = axes.collections
+        intervals = [axes.transData.transform(segment) for segment in whiskers.get_segments()]
+        marks = [(line, owner) for owner in (axes, twin) for line in owner.lines if line.get_marker() in ("o", "D")]
+        assert marks
+        for line, owner in marks:
+            for x, _ in owner.transData.transform(line.get_xydata()):
+                # A marker's radius and a cap's half are in points; half a point for their edges.
+                apart = (line.get_markersize() / 2 + 3 + 0.5) * figure.dpi / 72
+                assert all(abs(x - interval[0][0]) > apart for interval in intervals)
 
 
 def test_what_the_figure_shows(drawn, tmp_path):
@@ -112,6 +126,10 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
         draw_policies(tmp_path / name, CASES["one"])
     for file in ("figure.png", "figure.svg", "policies.png", "policies.svg"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        if file.endswith("png"):
+            assert (tmp_path / "a" / file).stat().st_size > 10_000
+        else:
+            assert (tmp_path / "a" / file).read_text("utf-8").startswith("<?xml")
 
 
 def test_nothing_finished_nothing_drawn(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from jkv.planning.chips import ENVIRONMENT
-from tests.tpu.programs import BUDGETS, MESHES, POLICIES
+from tests.tpu.programs import BUDGETS, CROSS_PRODUCT, MESHES, POLICIES
 
 pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' brings the TPU compiler")
 
@@ -49,12 +49,22 @@ def check(found: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "model"), MESHES)
 def test_shallow(topology, model):
-    """Every mesh, two policies in turn at two budgets: all 48 are ``python -m tests.tpu.programs 2 all``'s."""
+    """Every mesh, two policies in turn at two budgets. ``test_every_program`` has all 48."""
     turn = list(MESHES).index((topology, model))
     policies = POLICIES[:2] if turn % 2 else POLICIES[2:]
     budget = lambda policy: BUDGETS[(turn // 2 + POLICIES.index(policy)) % 2]
     found = compiled(SHALLOW, *((model, topology, MESHES[topology, model], p, budget(p)) for p in policies))
     assert len(found) == len(policies)
+    for program in found:
+        check(program)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("topology", "model"), MESHES)
+def test_every_program(topology, model):
+    mine = [program for program in CROSS_PRODUCT if program[:2] == (model, topology)]
+    found = compiled(SHALLOW, *mine)
+    assert len(found) == len(mine) == len(POLICIES) * len(BUDGETS)
     for program in found:
         check(program)
 
