@@ -182,11 +182,12 @@ def _table(rows: Sequence[Row], config: SweepConfig) -> Table:
         title=Text(visible(f"{len(rows)} runs, tasks {tasks}")),
         title_justify="left",
         box=box.SIMPLE,
-        collapse_padding=True,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,  # 80 columns hold it all
     )
     for heading in ("model", "policy"):
-        table.add_column(heading, overflow="fold", min_width=10)
+        table.add_column(heading, overflow="fold", min_width=8)
     headings = ["budget", "samples", "tokens\nat most", "weights", "KV buffer"]
     for heading in headings + ([f"fits\n{config.topology}"] if config.topology else []):
         table.add_column(heading, justify="right", no_wrap=True)
