@@ -20,7 +20,7 @@ from jkv.chunked_prefill import CHUNK, chunked_prefill
 from jkv.errors import UserError
 from jkv.mesh import check_mesh
 from jkv.models.decoder import Decoder
-from jkv.placement import OneDevice, OnMesh, Placement
+from jkv.placement import placement_of
 from jkv.policies.base import Policy
 from jkv.policies.retention import Retention
 from jkv.prefill import buckets, prefill
@@ -116,7 +116,7 @@ class Engine:
         if mesh is not None:
             check_mesh(config, batch_size, mesh)
         self.model, self.formats = model, None  # formats: the weights' layouts, once decode is compiled
-        self.placement: Placement = OneDevice() if mesh is None else OnMesh(mesh, config)
+        self.placement = placement_of(mesh, config)
         self.program = Program(
             graph=graph,
             config=config,

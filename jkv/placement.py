@@ -9,8 +9,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jkv.config import ModelConfig
-from jkv.mesh import auto_formats, everywhere, lower_over_rows, state_formats
+from jkv.mesh import auto_formats, everywhere, lower_over_rows, make_mesh, state_formats
 from jkv.models.decoder import Decoder
+from jkv.sharding import DATA, MODEL
 from jkv.state import DecodeState
 
 # A program ``(weights, state, *rest) -> (state, *others)``; its state is donated.
@@ -91,6 +92,13 @@ class OnMesh:
             theirs.set_value(moved)
             ours.set_value(moved)
         return formats
+
+
+def placement_of(mesh: Mesh | None, config: ModelConfig) -> Placement:
+    """On the mesh, or on one device. One TPU is a mesh, too: its default layouts would be copied at every call."""
+    if mesh is None and jax.default_backend() == "tpu":
+        mesh = make_mesh(jax.local_devices()[:1], {DATA: 1, MODEL: 1})
+    return OneDevice() if mesh is None else OnMesh(mesh, config)
 
 
 def _variables(state: Any) -> list[Any]:

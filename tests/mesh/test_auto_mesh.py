@@ -8,14 +8,15 @@ from converters.files import read_json
 from jkv.auto_mesh import best_sizes, mesh_words, settle_mesh, weight_count
 from jkv.config import ModelConfig
 from jkv.errors import UserError
+from jkv.placement import OneDevice, OnMesh, placement_of
 from jkv.planning.chips import CHIPS
-from jkv.planning.plan_config import CONFIGS
+from jkv.shipped import MODELS
 
 SMALL = ModelConfig("llama", 96, 40, 72, 2, 8, 2, 12, 1e4)
 
 
 def shipped(name: str) -> ModelConfig:
-    return from_hf(read_json(CONFIGS / f"{name}.json"))
+    return from_hf(read_json(MODELS / f"{name}.json"))
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,11 @@ def test_refusals(words, message):
         settle_mesh(words, SMALL, rows=4, slots=32, dtype="float32", devices=jax.devices()[:1])
     assert str(error.value).startswith("--mesh: ")
     assert message in str(error.value)
+
+
+def test_one_tpu_is_a_mesh_so_that_its_compiler_chooses_layouts(monkeypatch):
+    assert isinstance(placement_of(None, SMALL), OneDevice)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    on_tpu = placement_of(None, SMALL)
+    assert isinstance(on_tpu, OnMesh)
+    assert dict(on_tpu.mesh.shape) == {"data": 1, "model": 1}
