@@ -94,7 +94,7 @@ class OnMesh:
         return formats
 
 
-def placement_of(mesh: Mesh | None, config: ModelConfig) -> Placement:
+def placement_of(mesh: Mesh | None, config: ModelConfig) -> OneDevice | OnMesh:
     """On the mesh, or on one device. One TPU is a mesh, too: its default layouts would be copied at every call."""
     if mesh is None and jax.default_backend() == "tpu":
         mesh = make_mesh(jax.local_devices()[:1], {DATA: 1, MODEL: 1})
