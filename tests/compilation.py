@@ -6,6 +6,11 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from jkv.placement import OneDevice
+
+# Programs of logic tests run for milliseconds. XLA's newer emitters take most of what is left of their compilation.
+_QUICK = {"xla_cpu_use_fusion_emitters": False}
+
 
 @contextlib.contextmanager
 def optimised(yes: bool) -> Iterator[None]:
@@ -21,5 +26,12 @@ def optimised(yes: bool) -> Iterator[None]:
 @pytest.fixture(scope="package", autouse=True)
 def quick_compilation() -> Iterator[None]:
     """Imported by a package's conftest: its tests compile without most optimisations."""
-    with optimised(False):
+
+    def quickly(self, function, arguments, outputs, formats):
+        quick = jax.config.values["jax_disable_most_optimizations"]
+        lowered = jax.jit(function, donate_argnums=1).lower(*arguments)
+        return lowered.compile(compiler_options=_QUICK if quick else None)
+
+    with optimised(False), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OneDevice, "compile", quickly)
         yield

@@ -116,7 +116,6 @@ PLAIN = OTHERWISE | {Case(name) for name in EVICTING if name not in ELSEWHERE}
 # One of each kind of need, for what depends on the kind more than on the policy.
 KINDS = OTHERWISE | {Case(name) for name in ("dynts", "h2o", "keydiff", "window")}
 LONG_PLAIN = {Case("h2o", long=True), Case("snapkv", long=True)}
-BATCHES_PLAIN = {Case("h2o"), Case("dynts")}
 
 
 EVERY_RULE = [("bulk", "shared"), ("bulk", "head"), ("one-out", "shared"), ("one-out", "head")]
@@ -142,7 +141,14 @@ def in_turn(plain: set[Case], *, long: bool = False) -> list:
 every_kind = pytest.mark.parametrize("case", cases(KINDS))
 every_case = pytest.mark.parametrize("case", cases(PLAIN))
 every_long_case = pytest.mark.parametrize("case", in_turn(LONG_PLAIN, long=True))
-batch_cases = pytest.mark.parametrize("case", in_turn(BATCHES_PLAIN))
+# Three engines a case, with all of XLA's optimisations. tests/engine has bit-equality over batch sizes, too.
+batch_cases = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=pytest.mark.slow if case in KINDS else pytest.mark.exhaustive)
+        for case in (Case(name) for name in EVICTING)
+    ],
+)
 
 
 def requests(*lengths: int, new_tokens: int = 60, seed: int = 0) -> list[Request]:
