@@ -1,6 +1,7 @@
 """How tests compile: most of their time is XLA's, so what checks logic alone does without its optimisations."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import jax
@@ -35,3 +36,18 @@ def quick_compilation() -> Iterator[None]:
     with optimised(False), pytest.MonkeyPatch.context() as patch:
         patch.setattr(OneDevice, "compile", quickly)
         yield
+
+
+@pytest.fixture
+def as_users_do() -> Iterator[None]:
+    """For a test of the compiled program itself, or of bits."""
+    with optimised(True):
+        yield
+
+
+def quick_environment(devices: int = 1) -> dict[str, str]:
+    """The environment of a process that compiles in the same way, on so many simulated devices."""
+    flags = [f"--xla_force_host_platform_device_count={devices}", "--xla_cpu_use_fusion_emitters=false"]
+    return {
+        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": " ".join(flags),
+    }  # fmt: skip

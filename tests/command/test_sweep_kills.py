@@ -82,6 +82,7 @@ def test_kill_9_at_random_moments(shell, tmp_path):
     assert strip(ours) == strip(theirs)
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_mended_with_a_notice(tmp_path):
     """Of the run of a sweep, as of a run alone."""
     command = [

@@ -36,7 +36,7 @@ def tokens_of(engine: Engine, todo: list[Request]) -> dict[str, list[int]]:
 
 
 @pytest.mark.slow
-def test_rows_are_independent_of_batch_size_row_and_neighbours(model):
+def test_rows_are_independent_of_batch_size_row_and_neighbours(model, as_users_do):
     todo = requests(5, 20, 9, 13, 7, 3, 16, 11, 4)
     runs = []
     for batch_size, order in ((1, todo), (3, todo), (8, todo), (3, todo[::-1]), (33, todo)):
@@ -50,7 +50,7 @@ def test_rows_are_independent_of_batch_size_row_and_neighbours(model):
 
 
 @pytest.mark.slow
-def test_logits_are_bit_equal_at_any_batch_size(model):
+def test_logits_are_bit_equal_at_any_batch_size(model, as_users_do):
     @dataclasses.dataclass(frozen=True)
     class Recording:
         sink: list = dataclasses.field(compare=False)
@@ -118,7 +118,7 @@ def test_eos_ends_a_row_and_the_next_request_takes_it(model):
         assert done[id].finish == ("eos" if eos in tokens else "length")
 
 
-def test_no_kv_sized_copy_and_the_buffer_is_updated_in_place(model):
+def test_no_kv_sized_copy_and_the_buffer_is_updated_in_place(model, as_users_do):
     for policy, rule in (
         (Window(), Retention(32, 24, 4)),
         (Random(), Retention(32, 31, 4)),

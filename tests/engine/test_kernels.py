@@ -34,7 +34,7 @@ def _run(policy, rule, implementation):
         ("h2o", 15, "head"),
     ],
 )
-def test_the_kernels_decode_as_xla_does(policy, retain, granularity):
+def test_the_kernels_decode_as_xla_does(policy, retain, granularity, as_users_do):
     rule = Retention(16, retain, window=4, sinks=1, granularity=granularity)
     expected = _run(get_policy(policy)(), rule, "xla")
     assert all(len(evictions) >= 2 for _, _, evictions in expected.values())

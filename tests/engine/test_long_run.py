@@ -11,7 +11,7 @@ from jkv.tasks import load_task
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_many_refills():
+def test_memory_stays_flat_over_many_refills(as_users_do):
     loaded = load("demo-llama", "float32")
     config = loaded.config
     engine = Engine(

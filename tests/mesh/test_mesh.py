@@ -1,7 +1,6 @@
 """Rows on `data`, heads on `model`: on simulated devices a mesh decodes what one device does."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from jkv.errors import UserError
 from jkv.mesh import check_mesh, parse_mesh, weight_shardings
 from jkv.models import Decoder
 from jkv.models.letters import weight_letters
+from tests.compilation import quick_environment
 from tests.mesh.simulated import CASES
 
 FEW_HEADS = ("llama-dynts", "llama-h2o-head", "qwen-rkv-head-one-out")
@@ -24,11 +24,8 @@ MESHES_OF_EIGHT = ("data=1,model=1", "data=8,model=1", "data=1,model=8", "data=2
 
 
 def _same_on(cases: tuple[str, ...], meshes: tuple[str, ...]) -> None:
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }  # fmt: skip
     command = [sys.executable, "-m", "tests.mesh.simulated", "+".join(cases), *meshes]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(command, env=quick_environment(8), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert set(report) == set(cases)
