@@ -193,7 +193,7 @@ def _correct(directory: pathlib.Path) -> dict[str, list[float]]:
     In order of ids and samples, not of finishing: a bootstrap draws the same for a run that was stopped on its way.
     """
     correct: dict[str, list[float]] = {}
-    rows = map(json.loads, (directory / "samples.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, (directory / "samples.jsonl").read_bytes().splitlines())
     for row in sorted(rows, key=lambda row: (row["id"], row["sample"])):
         if row["correct"] is not None:
             correct.setdefault(row["id"], []).append(float(row["correct"]))

@@ -142,14 +142,18 @@ def _tpu_workers() -> int:
     names = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     slices = os.environ.get("MEGASCALE_NUM_SLICES")
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    chips = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")]
-    if not chips or (platforms and "tpu" not in platforms):
+    if not _chips() or (platforms and "tpu" not in platforms):
         return 1
     if names is None and "TPU_SKIP_MDS_QUERY" not in os.environ:
         names = _metadata("worker-network-endpoints")
         line = next((line for line in _metadata("tpu-env").splitlines() if line.startswith("MEGASCALE_NUM_SLICES")), "")
         slices = slices or "".join(filter(str.isdecimal, line))
     return len((names or "localhost").split(",")) * int(slices or 1)
+
+
+def _chips() -> bool:
+    """Whether this machine has TPUs, or what looks like them."""
+    return any([*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")])
 
 
 def _metadata(name: str) -> str:
