@@ -24,7 +24,7 @@ from jkv.report.figure import draw_figure
 from jkv.report.policies_figure import draw_policies
 from jkv.report.published import Published, read_published
 from jkv.report.results import Result, results_tables, write_results
-from jkv.runner import Engines, context_of, default_dtype, mesh_of, new_tokens_of, start
+from jkv.runner import Engines, context_of, default_dtype, mesh_of, new_tokens_of, refuse_converted, start
 from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
 from jkv.tasks import Problem, load_task
@@ -49,12 +49,13 @@ def run_sweep(config: SweepConfig) -> list[Result]:
         with named(cell):
             cell.config.retention(cell.config.make_policy(), longest=1)
             rows_of(cell.config.batch_size, hosts)
+            refuse_converted(cell.config.model, hosts)
     meeting = None if hosts.count == 1 else Meeting(hosts, out, [out / cell.directory for cell in cells], config)
     if meeting is not None and meeting.notice:
         screen.print(meeting.notice, soft_wrap=True)
     report = _Report(config, cells, out, overlay, screen)
-    done = lambda: f"{len(report.results)} of {len(cells)} runs are finished, the others kept: run the same command"
-    with termination.saying(lambda: f"{done()} to continue"):
+    so_far = lambda: f"{len(report.results)} of {len(cells)} runs are finished: run the same command to continue"
+    with termination.saying(so_far):
         _decode(cells, out, meeting, report)
     if meeting is not None:
         meeting.end()

@@ -12,6 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TypeVar
@@ -104,7 +105,7 @@ def need_out(out: str | None) -> pathlib.Path:
 def refuse(what: str) -> None:
     """For commands that are for one host. Raises UserError if several are asked for."""
     if os.environ.get(ADDRESS) or _tpu_workers() > 1:
-        raise UserError(f"{what} runs on one host", where=ADDRESS, mend="start it on one, without that variable")
+        raise UserError(f"{what} runs on one host", where="here are several", mend="start it on a machine of its own")
 
 
 def leave_at_once(error: BaseException) -> None:
@@ -122,6 +123,8 @@ def leave_at_once(error: BaseException) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if here().first:
+        time.sleep(2)  # where all fail alike, the others have the time to say so: JAX aborts them once this one is gone
     for call in termination.before_leaving[:1]:  # no last words: the error is said
         call()
     os._exit(code if isinstance(code, int) else 1)

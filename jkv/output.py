@@ -23,6 +23,10 @@ _TIMES = ("wall", "compile", "decode", "steps")
 _CHANGED = {"problems": "the task's prompts or answers have changed", "weights": "the model's weights have changed"}
 
 
+class BeingWritten(UserError):
+    """Another process has the directory open."""
+
+
 class RunDirectory:
     """Files of one run in ``path``. ``samples`` are the finished ones, those of earlier sessions included.
 
@@ -125,7 +129,7 @@ class RunDirectory:
             fcntl.flock(self._samples_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             mend = "wait until it is done, or give a new --out"
-            raise UserError("another run is writing there", where=str(self.path), mend=mend) from None
+            raise BeingWritten("another run is writing there", where=str(self.path), mend=mend) from None
         except OSError:  # a file system without locks
             return
 

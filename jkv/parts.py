@@ -1,18 +1,18 @@
-"""What several hosts write of one run: a directory each inside the run's own (``host0``, ``host1`` ...), which is a
-run's directory in small. When every sample is there, host 0 folds them into the run's own and removes them.
+"""What several hosts write of one run: a directory each inside the run's own (``host0.part`` ...), which is a run's
+directory in small. When every sample is there, host 0 folds them into the run's own and removes them.
 
 A run that was broken off leaves them: the next one, on any number of hosts, folds them before it begins.
 """
 
+import contextlib
 import json
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from jkv.errors import UserError
-from jkv.output import CONFIG, SAMPLES, TRACE, RunDirectory, read_config
+from jkv.output import CONFIG, SAMPLES, SUMMARY, TIMINGS, TRACE, RunDirectory, read_config
 
 Key = tuple[str, int]
 # In timings.json while parts are being folded: what of its figures is theirs.
@@ -21,13 +21,14 @@ _FOLDING = "folding"
 
 def part(path: pathlib.Path, host: int) -> pathlib.Path:
     """Where a host writes, within the run's directory."""
-    return path / f"host{host}"
+    return path / f"host{host}.part"
 
 
 def parts(path: pathlib.Path) -> list[pathlib.Path]:
     """The parts that are there."""
-    found = [p for p in path.glob("host[0-9]*") if re.fullmatch(r"host[0-9]+", p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[4:]))
+    found = {p: re.fullmatch(r"host([0-9]+)\.part", p.name) for p in path.glob("host*.part") if (p / SAMPLES).is_file()}
+    numbered = [(int(match[1]), p) for p, match in found.items() if match]
+    return [p for _, p in sorted(numbered)]
 
 
 class Finished:
@@ -97,14 +98,30 @@ def fold(path: pathlib.Path, into: RunDirectory | None = None) -> str:
         for directory in opened:
             directory.close()
     for directory in there:
-        shutil.rmtree(directory)
+        _remove(directory)
     return "\n".join(notices)
 
 
+def _remove(directory: pathlib.Path) -> None:
+    """A part's files, and the directory if nothing else is in it."""
+    if not (directory / CONFIG).exists() and (directory / SAMPLES).stat().st_size:
+        return
+    for name in (SAMPLES, TRACE, SUMMARY, TIMINGS, CONFIG):
+        for file in (directory / name, directory / f".{name}.new"):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
 def _move(there: list[RunDirectory], run: RunDirectory) -> None:
-    rows = {(row["id"], row["sample"]): row for part in there for row in part.samples}
-    done = run.finished
-    new = [row for key, row in rows.items() if key not in done]
+    taken: dict[Key, RunDirectory] = {}
+    done, new = run.finished, []
+    for directory in there:
+        for row in directory.samples:
+            key = row["id"], row["sample"]
+            if key not in done and key not in taken:
+                taken[key] = directory
+                new.append(row)
     before = {name: value for name, value in run.timings.items() if name != _FOLDING}
     mine = {name: max(part.timings[name] for part in there) for name in before}
     mine["steps"] = sum(part.timings["steps"] for part in there) / len(there)
@@ -114,12 +131,14 @@ def _move(there: list[RunDirectory], run: RunDirectory) -> None:
     elif not new:  # all of it had been moved, and only removing the parts was left
         return
     timings = {name: value + mine[name] for name, value in before.items()}
-    wanted = {(row["id"], row["sample"]) for row in new}
-    trace = (line for part in there if (part.path / TRACE).exists() for line in _lines(part.path / TRACE))
-    run.adopt(new, (line for line in trace if _key(line, run.path / TRACE) in wanted), {**timings, _FOLDING: mine})
+    run.adopt(new, _evictions(there, taken), {**timings, _FOLDING: mine})
     run.settle(timings)
 
 
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        yield from (line.rstrip(b"\n") for line in file)
+def _evictions(there: list[RunDirectory], taken: dict[Key, RunDirectory]) -> Iterator[bytes]:
+    """Lines of the parts' traces, of samples that are taken from there."""
+    for directory in there:
+        path = directory.path / TRACE
+        if path.exists():
+            with open(path, "rb") as file:
+                yield from (line.rstrip(b"\n") for line in file if taken.get(_key(line, path)) is directory)

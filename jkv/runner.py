@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from rich.console import RenderableType
 
 from converters.config import read_config
+from converters.orbax_io import is_converted
 from jkv import termination
 from jkv.auto_mesh import AUTO, mesh_words, settle_mesh
 from jkv.config import ModelConfig
@@ -71,6 +72,14 @@ def mesh_of(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | No
     return mesh
 
 
+def refuse_converted(model: str, hosts: Hosts) -> None:
+    """Raise UserError for a converted directory where several hosts are to read it: Orbax wants them to do so together,
+    and here none waits for another."""
+    if hosts.count > 1 and is_converted(locate(model)):
+        mend = "give the Hugging Face directory (python -m converters --to-hf makes one)"
+        raise UserError("is a converted directory, which several hosts can't read", where=model, mend=mend)
+
+
 def run(config: DecodeConfig, **known: Any) -> dict[str, Any] | None:
     """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend.
 
@@ -113,6 +122,7 @@ def start(
     dtype = default_dtype(config.dtype)
     mesh = mesh_of(config, None if loaded is None else loaded.config)
     rows = rows_of(config.batch_size, hosts)
+    refuse_converted(config.model, hosts)
     shard = None if mesh is None else place_weights(mesh)
     with busy(f"loading {config.model}", quiet=config.quiet):
         loaded = loaded or load(config.model, dtype, shard, config.weights)

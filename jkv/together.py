@@ -15,11 +15,12 @@ from typing import Any
 from jkv.engine import Request
 from jkv.errors import UserError
 from jkv.meeting import POLL_S, Meeting
-from jkv.output import RunDirectory, read_config, refuse_other_config
+from jkv.output import BeingWritten, RunDirectory, read_config, refuse_other_config
 from jkv.parts import Finished, Key, fold, part
 from jkv.show import Screen
 
-SAY_AFTER_S = 10.0
+# Seconds: after so long a wait for other hosts is said; a host may take so long to close what it has written.
+SAY_AFTER_S, CLOSING_S = 10.0, 60.0
 
 
 @dataclasses.dataclass
@@ -53,11 +54,22 @@ class Ending:
                 said = True
             time.sleep(POLL_S)
         try:
-            if notice := fold(self.directory.path, self.directory):
+            if notice := self._fold(self.directory):
                 screen.print(notice, soft_wrap=True)
             return self.sum_up(self.directory)
         finally:
             self.directory.close()
+
+    def _fold(self, directory: RunDirectory) -> str:
+        """``fold``; a host that has written its last sample has a moment to close its files."""
+        until = time.monotonic() + CLOSING_S
+        while True:
+            try:
+                return fold(directory.path, directory)
+            except BeingWritten:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(POLL_S)
 
     def _missing(self) -> set[Key]:
         if self.directory is None:

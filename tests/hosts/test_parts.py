@@ -7,7 +7,7 @@ import pytest
 
 from jkv import parts
 from jkv.errors import UserError
-from jkv.output import RunDirectory
+from jkv.output import BeingWritten, RunDirectory
 from jkv.parts import Finished, fold, part
 from tests.command.conftest import read_jsonl
 from tests.command.test_output import CONFIG, eviction, sample
@@ -62,7 +62,7 @@ def test_parts_are_folded(out):
     directory.close()
 
 
-@pytest.mark.parametrize("broken", ["adopt", "settle", "rmtree"])
+@pytest.mark.parametrize("broken", ["adopt", "settle", "remove"])
 def test_folding_that_is_broken_off_is_ended_by_the_next(out, monkeypatch, broken):
     """Before anything, between the lines of a file, before the last step: nothing is lost or there twice."""
 
@@ -70,7 +70,7 @@ def test_folding_that_is_broken_off_is_ended_by_the_next(out, monkeypatch, broke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*{"rmtree": (shutil, "rmtree")}.get(broken, (RunDirectory, broken)), killed)
+        patch.setattr(*((parts, "_remove") if broken == "remove" else (RunDirectory, broken)), killed)
         with pytest.raises(KeyboardInterrupt):
             fold(out)
     if broken == "settle":  # the samples were being appended
@@ -91,7 +91,7 @@ def test_into_an_open_run(out):
 def test_parts_of_another_run_are_refused(out):
     shutil.rmtree(part(out, 1))
     write(part(out, 1), ["d"], (1.0, 1.0, 1.0, 1.0), config={**TRACED, "seed": 7})
-    with pytest.raises(UserError, match=r"host1: was made with another config \(seed 7, now 0\)"):
+    with pytest.raises(UserError, match=r"host1\.part: was made with another config \(seed 7, now 0\)"):
         fold(out, run := RunDirectory(out, TRACED, trace=True))
     run.close()
     assert ids(part(out, 1)) == ["d"]
@@ -104,7 +104,7 @@ def test_parts_of_another_run_are_refused(out):
 
 def test_a_part_that_is_being_written_is_left(out):
     other = RunDirectory(part(out, 0), TRACED, trace=True)
-    with pytest.raises(UserError, match="another run is writing there"):
+    with pytest.raises(BeingWritten, match="another run is writing there"):
         fold(out)
     other.close()
     fold(out)
@@ -130,3 +130,17 @@ def test_only_what_is_new_is_read(tmp_path):
         more.write(b"{}\n")
     with pytest.raises(UserError, match="holds what is not a sample"):
         seen.refresh()
+
+
+def test_other_directories_are_left_alone(out):
+    """Of someone else's files nothing is moved or deleted."""
+    for name in ("host1", "host1.part", "hostx.part", "host3.part"):
+        (out / name).mkdir(exist_ok=True)
+        (out / name / "notes.txt").write_text("mine")
+    (out / "host3.part" / "samples.jsonl").write_text("theirs\n")
+    fold(out)
+    assert sorted(ids(out)) == ["a", "b", "c", "d", "e"]
+    for name in ("host1", "host1.part", "hostx.part", "host3.part"):
+        assert (out / name / "notes.txt").read_text() == "mine"
+    assert (out / "host3.part" / "samples.jsonl").read_text() == "theirs\n"
+    assert parts.parts(out) == [out / "host3.part"]

@@ -108,7 +108,7 @@ def until_both_write(out: pathlib.Path, started: list[subprocess.Popen], since: 
     """Both hosts are in the middle of a run: each has written a sample ``since`` then."""
     wrote = lambda host: any(
         path.stat().st_size and path.stat().st_mtime > since
-        for path in out.glob(f"runs/*/*/*/host{host}/samples.jsonl")
+        for path in out.glob(f"runs/*/*/*/host{host}.part/samples.jsonl")
     )
     while True:
         with contextlib.suppress(FileNotFoundError):  # folded between the look and the look at it
