@@ -69,7 +69,7 @@ def read_converted(
     wanted = known_dtype(dtype if dtype is not None else marker.text("dtype"))
     target = {}
     for path, leaf in leaves(abstract(config, wanted)).items():
-        where = shard(path, leaf.shape) if shard else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        where = shard(path, leaf.shape) if shard else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target[path] = jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=where)
     # It has many tensors in flight at a time, twice in memory each: so much of them.
     most = 1 + (2 * max(math.prod(leaf.shape) * wanted.itemsize for leaf in target.values()) >> 30)

@@ -29,29 +29,50 @@ def settle_mesh(
     weights: str | None = None,
     devices: Sequence[Any] | None = None,
     usable: int | None = None,
+    hosts: int = 1,
 ) -> Mesh | None:
     """The mesh that ``--mesh`` names, over the first of ``devices`` (this process's, unless given); None without it.
 
     weights: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
+    hosts: the words and the rows are of so many hosts; the mesh is one host's part. The data axis is shared by hosts,
+    the model axis lies within each.
 
     Raises UserError for words that are no mesh, more devices than there are, and sizes that don't divide.
     """
     if words is None:
         return None
-    there = list(jax.devices() if devices is None else devices)
+    there = list(jax.local_devices() if devices is None else devices)
     if words == AUTO:
         usable = _memory(there[0]) if usable is None else usable
         held = weight_count(config) * jnp.dtype(weights or dtype).itemsize
         buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize)
+        rows, buffer = rows // hosts, buffer // hosts
         sizes = best_sizes(config, len(there), rows=rows, weights=held, buffer=buffer, usable=usable)
     else:
         sizes = parse_mesh(words)
         check_sizes(config, rows, sizes)
+        if hosts > 1:
+            sizes = _of_one_host(words, sizes, hosts, len(there))
     count = sizes[DATA] * sizes[MODEL]
     if count > len(there):
         what = f"{words} asks for {count} devices, there are {len(there)}"
         raise UserError(what, where="--mesh", mend=f"let data x model be at most {len(there)}")
     return make_mesh(there[:count], sizes)
+
+
+def _of_one_host(words: str, sizes: dict[str, int], hosts: int, devices: int) -> dict[str, int]:
+    """Raises UserError for a mesh whose model axis would cross hosts, or that has too many devices for them."""
+    data, model = sizes[DATA], sizes[MODEL]
+    if model > devices:
+        what = f"model={model} would cross hosts, which have {devices} devices each: only rows are shared by hosts"
+        raise UserError(what, where="--mesh", mend=f"let model be at most {devices}, or take hosts with more devices")
+    if data % hosts:
+        what = f"data={data} can't be shared by {hosts} hosts evenly"
+        raise UserError(what, where="--mesh", mend=f"give a data axis that is a multiple of {hosts}")
+    if data // hosts * model > devices:
+        what = f"{words} asks for {data // hosts * model} devices of each of {hosts} hosts, which have {devices}"
+        raise UserError(what, where="--mesh", mend=f"let data x model be at most {hosts * devices}")
+    return {DATA: data // hosts, MODEL: model}
 
 
 def best_sizes(
@@ -94,6 +115,8 @@ def _memory(device: Any) -> int | None:
     return statistics.get("bytes_limit")
 
 
-def mesh_words(mesh: Mesh | None) -> str | None:
-    """'data=2,model=4', as ``--mesh`` takes it."""
-    return None if mesh is None else ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+def mesh_words(mesh: Mesh | None, hosts: int = 1) -> str | None:
+    """'data=2,model=4', as ``--mesh`` takes it. hosts: ``mesh`` is the part of one of so many."""
+    if mesh is None:
+        return None
+    return ",".join(f"{axis}={size * (hosts if axis == DATA else 1)}" for axis, size in mesh.shape.items())

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from jkv import hosts, termination
 from jkv.errors import UserError
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> NoReturn:
-    """Run a command and leave the process: 0 done, 2 a mistake the user can mend, 130 interrupted, 141 reader gone.
+    """Run a command and leave the process: 0 done, 2 a mistake the user can mend, 130 interrupted, 141 reader gone,
+    143 terminated (`jkv.termination`).
 
     ``main`` takes the arguments; None means ``sys.argv``.
     Any other exception is a bug and keeps its traceback.
@@ -23,6 +25,16 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         # Model text and paths may hold what the terminal's encoding doesn't: it is escaped, not fatal.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with termination.orderly():
+        try:
+            _run(main, argv)
+        except BaseException as error:
+            hosts.leave_at_once(error)
+            raise
+    sys.exit(0)
+
+
+def _run(main: Callable[[list[str] | None], None], argv: list[str] | None) -> None:
     try:
         main(argv)
         sys.stdout.flush()
@@ -32,9 +44,10 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         _leave("", 141)
     except OSError as error:
         _leave(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 2)
+    except termination.Terminated as terminated:
+        termination.leave(terminated)
     except KeyboardInterrupt as interrupt:
         _leave(": ".join(["interrupted", *map(str, interrupt.args)]), 130)
-    sys.exit(0)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from jkv import hosts
 from jkv.cli import run as run_command
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def parse(argv: list[str] | None) -> "DecodeConfig":
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function. The imports wait until a failure or Ctrl-C in them is answered in one line."""
     config = parse(argv)
+    hosts.join()
     from jkv.runner import run
 
     run(config)

@@ -4,10 +4,11 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from jkv.errors import UserError
+from jkv.termination import whole_write
 
 SAMPLES, TRACE, SUMMARY, CONFIG, TIMINGS = (
     "samples.jsonl", "trace.jsonl", "summary.json", "config.json", "timings.json",
@@ -22,26 +23,33 @@ _TIMES = ("wall", "compile", "decode", "steps")
 _CHANGED = {"problems": "the task's prompts or answers have changed", "weights": "the model's weights have changed"}
 
 
+class BeingWritten(UserError):
+    """Another process has the directory open."""
+
+
 class RunDirectory:
     """Files of one run in ``path``. ``samples`` are the finished ones, those of earlier sessions included.
 
-    config: what must be the same to continue; JSON.  trace: whether trace.jsonl is written.
+    config: what must be the same to continue; JSON.  trace: whether trace.jsonl is written.  sync: whether each
+    sample is on the disk, or the server, before the next: for directories that other machines read.
     ``timings`` are seconds and steps summed over sessions. Raises UserError if the directory belongs to another config
     or to a run that is still at work, holds damaged lines, or can't be written. ``notice`` says what was repaired.
     """
 
-    def __init__(self, path: pathlib.Path, config: dict[str, Any], *, trace: bool = False):
-        self.path, self.notice = path, ""
+    def __init__(self, path: pathlib.Path, config: dict[str, Any], *, trace: bool = False, sync: bool = False):
+        self.path, self.notice, self.sync = path, "", sync
+        # What JSON makes of it, so that tuples and lists compare equal.
+        self.config: dict[str, Any] = json.loads(json.dumps(config))
         self._samples_file: TextIO | None = None
         self._trace_file: TextIO | None = None
         try:
             with self._explained(path):
                 path.mkdir(parents=True, exist_ok=True)
-                self._refuse_foreign_files(config)
+                self._refuse_foreign_files()
                 self._samples_file = open(path / SAMPLES, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
                 self._lock()
                 self.samples = self._read_samples()
-                self._claim(config)
+                self._claim()
                 self.timings = self._read_timings()
                 self._drop_unfinished_trace()
                 if trace:
@@ -60,14 +68,34 @@ class RunDirectory:
 
         timings: of all sessions so far. They are written first, so that no sample is ever without its time.
         """
-        self._write(TIMINGS, timings)
-        self._append(self._samples_file, SAMPLES, json.dumps(row, ensure_ascii=False))
-        self.samples.append(row)
-        self.timings = timings
+        with whole_write():
+            self._write(TIMINGS, timings)
+            self._append(self._samples_file, SAMPLES, json.dumps(row, ensure_ascii=False))
+            self.samples.append(row)
+            self.timings = timings
 
     def add_trace(self, row: dict[str, Any]) -> None:
         """Append one eviction."""
-        self._append(self._trace_file, TRACE, json.dumps(row))
+        with whole_write():
+            self._append(self._trace_file, TRACE, json.dumps(row))
+
+    def adopt(self, rows: Sequence[dict[str, Any]], trace: Iterable[bytes], timings: dict[str, Any]) -> None:
+        """Append samples that were finished elsewhere and their evictions, lines of a trace.jsonl."""
+        with whole_write():
+            self._write(TIMINGS, timings)
+            for line in trace:
+                self._append(self._trace_file, TRACE, line.decode())
+            if rows:
+                self._append(
+                    self._samples_file, SAMPLES, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+                )
+            self.samples += rows
+            self.timings = timings
+
+    def settle(self, timings: dict[str, float]) -> None:
+        """Replace the timings of all samples so far."""
+        self._write(TIMINGS, timings)
+        self.timings = timings
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json whole or not at all."""
@@ -80,11 +108,11 @@ class RunDirectory:
                 with contextlib.suppress(OSError):
                     file.close()
 
-    def _refuse_foreign_files(self, config: dict[str, Any]) -> None:
+    def _refuse_foreign_files(self) -> None:
         """A directory with a config.json of something else, a model's say, is left alone."""
         mend = "give a new --out"
         if (self.path / CONFIG).exists():
-            missing = sorted(config.keys() - self._read_json(CONFIG).keys())
+            missing = sorted(self.config.keys() - self._read_json(CONFIG).keys())
             if missing:
                 what = f"holds a {CONFIG} that no run of this version wrote (it has no {missing[0]!r})"
                 raise UserError(what, where=str(self.path), mend=mend)
@@ -101,22 +129,16 @@ class RunDirectory:
             fcntl.flock(self._samples_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             mend = "wait until it is done, or give a new --out"
-            raise UserError("another run is writing there", where=str(self.path), mend=mend) from None
+            raise BeingWritten("another run is writing there", where=str(self.path), mend=mend) from None
         except OSError:  # a file system without locks
             return
 
-    def _claim(self, config: dict[str, Any]) -> None:
-        # What JSON makes of the config, so that tuples and lists compare equal.
-        now = json.loads(json.dumps(config))
-        before = self._read_json(CONFIG) if (self.path / CONFIG).exists() else now
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if self.samples and changed:
-            key = changed[0]
-            what = _CHANGED.get(key, f"{key} {before.get(key)!r}, now {now.get(key)!r}")
-            mend = "give a new --out, or the flags it was made with"
-            raise UserError(f"was made with another config ({what})", where=str(self.path), mend=mend)
-        if not self.samples:  # nothing is lost: a run that failed before its first sample doesn't hold the directory
-            self._write(CONFIG, config)
+    def _claim(self) -> None:
+        before = self._read_json(CONFIG) if (self.path / CONFIG).exists() else self.config
+        if self.samples:
+            refuse_other_config(self.path, before, self.config)
+        else:  # nothing is lost: a run that failed before its first sample doesn't hold the directory
+            self._write(CONFIG, self.config)
             for name in (TRACE, SUMMARY, TIMINGS):
                 (self.path / name).unlink(missing_ok=True)
 
@@ -173,16 +195,15 @@ class RunDirectory:
         return timings
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        value = _object((self.path / name).read_bytes())
-        if value is None:
-            raise UserError("is damaged", where=str(self.path / name), mend="give a new --out")
-        return value
+        return _read_json(self.path / name)
 
     def _append(self, file: TextIO | None, name: str, line: str) -> None:
         assert file is not None
         with self._explained(self.path / name):
             file.write(line + "\n")
             file.flush()
+            if self.sync:
+                os.fsync(file.fileno())
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         self._write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
@@ -208,6 +229,28 @@ class RunDirectory:
                 where=str(error.filename or path),
                 mend="mend that and run the same command again: finished samples are kept",
             ) from None
+
+
+def refuse_other_config(path: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError if the samples in ``path``, of config ``before``, can't be gone on with under ``now``."""
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        what = _CHANGED.get(key, f"{key} {before.get(key)!r}, now {now.get(key)!r}")
+        mend = "give a new --out, or the flags it was made with"
+        raise UserError(f"was made with another config ({what})", where=str(path), mend=mend)
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config of the run in ``path``. Raises UserError if it can't be read."""
+    return _read_json(path / CONFIG)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    value = _object(path.read_bytes())
+    if value is None:
+        raise UserError("is damaged", where=str(path), mend="give a new --out")
+    return value
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ python -m jkv.sweep --config configs/sweep_demo.yaml --out runs/demo
 
 from typing import TYPE_CHECKING
 
+from jkv import hosts
 from jkv.cli import run as run_command
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
         say(config)
         return
+    hosts.join()
     from jkv.grid import run_sweep
 
     run_sweep(config)

@@ -6,6 +6,7 @@ python -m jkv.train_predictor --config configs/predictor_demo.yaml --model demo-
 
 from typing import TYPE_CHECKING
 
+from jkv import hosts
 from jkv.cli import run as run_command
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def parse(argv: list[str] | None) -> "TrainConfig":
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function."""
     config = parse(argv)
+    hosts.refuse("train_predictor")
     from jkv.importance.stages import train_predictor
 
     train_predictor(config)

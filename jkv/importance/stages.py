@@ -78,7 +78,7 @@ def _traces(
     screen: Screen,
 ) -> list[Trace]:
     run(_decoding(config, data), loaded=loaded, problems=problems, show=False)
-    lines = (data / "traces" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (data / "traces" / "samples.jsonl").read_bytes().splitlines()
     traces, counts = select_traces(
         map(json.loads, lines), {p.id: p.prompt_ids for p in problems}, think=think,
         eos_ids=loaded.config.eos_ids, longest=config.max_length,

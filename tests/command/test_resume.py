@@ -110,6 +110,24 @@ def test_ctrl_c_says_how_to_continue(shell, whole, tmp_path):
     assert_same(out, whole)
 
 
+def test_sigterm_says_how_to_continue(shell, whole, tmp_path):
+    out = tmp_path / "out"
+    process = shell(out, "--quiet")
+    assert stop_in_the_middle(process, out, signal.SIGTERM, random.Random(1))
+    printed, err = process.communicate()
+    assert process.returncode == 143
+    n = lines(out / "samples.jsonl")
+    assert (out / "samples.jsonl").read_bytes().endswith(b"\n")
+    assert err == (
+        f"terminated: {n} of {PROBLEMS * SAMPLES} samples are finished and kept in {out}: "
+        "run the same command to continue\n"
+    )
+    assert printed == ""
+    process = shell(out, "--quiet")
+    assert process.communicate(timeout=120) == ("", "")
+    assert_same(out, whole)
+
+
 def test_head_closes_the_pipe(shell, whole):
     """Nothing is lost, nothing is said, and the exit code is the shell's for a closed pipe."""
     process = shell(whole)

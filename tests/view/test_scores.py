@@ -9,7 +9,7 @@ from jkv.engine import Engine, Request
 from jkv.models import Decoder
 from jkv.policies import Retention
 from jkv.policies.options import make_policy
-from jkv.runner import plain_scores
+from jkv.recording import plain_scores
 from tests.tiny import complete, prompts
 
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True, eos_ids=(2,))
