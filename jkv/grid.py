@@ -28,10 +28,11 @@ from jkv.tasks import Problem, load_task
 DRAW_EVERY_S = 60.0
 
 
-def run_sweep(config: SweepConfig) -> list[Result]:
+def run_sweep(config: SweepConfig, *, show: bool = True) -> list[Result]:
     """Run all cells; results so far are in ``--out`` after each, figures once a minute and at the end. Finished samples
     are not run again.
 
+    show: print the tables when done.
     Raises UserError, before anything is decoded, for a cell that can't run.
     """
     out = pathlib.Path(config.out or "").expanduser()
@@ -82,7 +83,7 @@ def run_sweep(config: SweepConfig) -> list[Result]:
                     drawn = time.monotonic()
             del engines, loaded, problems  # the next model needs the memory
     _draw(out, config, results, overlay)
-    if not config.quiet:
+    if show and not config.quiet:
         Screen(highlight=False).print(*results_tables(results))
         screen.print(Text(visible(f"figure, tables and runs are in {out}")), soft_wrap=True)
     return results

@@ -28,6 +28,7 @@ from jkv.load import Loaded, load, locate
 from jkv.mesh import place_weights
 from jkv.output import RunDirectory
 from jkv.policies import Context, Policy, Retention
+from jkv.policies.code import code_digest
 from jkv.report.accuracy import accuracy
 from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
@@ -75,12 +76,14 @@ def run(
     engines: "Engines | None" = None,
     above: RenderableType | None = None,
     show: bool = True,
+    screen: Screen | None = None,
 ) -> dict[str, Any]:
     """Run a config; returns the summary, which is also in ``--out``. Raises UserError for what a user can mend.
 
     loaded, problems, grader, engines: the model, the task's problems, a grader and an earlier run's programs, where
     they are at hand.
-    above: shown over the progress bar.  show: print a thought and the closing table when done.
+    above: shown over the progress bar.  show: print a thought and the closing table when done.  screen: where to
+    (default: stdout, unless the run is quiet).
     """
     policy = config.make_policy()
     # Whatever can be refused without the weights is refused before they are read.
@@ -116,13 +119,13 @@ def run(
     for problem, request in pairs:
         engine.check(request, problem.where)
     with tempfile.TemporaryDirectory() as scratch:
-        identity = _identity(config, dtype, (nnx.state(loaded.model), parameters), problems)
+        identity = _identity(config, policy, dtype, (nnx.state(loaded.model), parameters), problems)
         directory = RunDirectory(pathlib.Path(config.out or scratch), identity, trace=config.trace)
         try:
             with _mendable(), Marking(grader) as marking:
                 work = _Run(
-                    config, loaded, problems, policy, rule, engine, directory, marking, longest, show, above,
-                    mesh_words(mesh),
+                    config, loaded, problems, policy, rule, engine, directory, marking, longest, above,
+                    mesh_words(mesh), _closing(config, show, screen),
                 )  # fmt: skip
                 return work.finish([r for _, r in pairs])
         except KeyboardInterrupt:
@@ -135,6 +138,10 @@ def run(
             raise KeyboardInterrupt(f"{done} {kept}") from None
         finally:
             directory.close()
+
+
+def _closing(config: DecodeConfig, show: bool, screen: Screen | None) -> Screen | None:
+    return screen or (Screen(highlight=False) if show and not config.quiet else None)
 
 
 class Engines:
@@ -188,9 +195,11 @@ def context_of(config: DecodeConfig, loaded: Loaded) -> Context:
     return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.dtype)
 
 
-def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights (the
-    model's and the policy's)."""
+def _identity(
+    config: DecodeConfig, policy: Policy, dtype: str, arrays: Any, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """What must be the same to continue a run: the config, the prompts and answers themselves, the weights (the
+    model's and the policy's), and the code of a policy of one's own."""
     identity = {**dataclasses.asdict(config), "dtype": dtype}
     # A mesh changes nothing but rounding; what --weights changes is in the weights themselves.
     for name in ("out", "quiet", "mesh", "weights"):
@@ -202,7 +211,9 @@ def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[
     for leaf in jax.tree.leaves(arrays):
         # Any training changes a matrix's first row; reading all of a large model would take its time.
         weights.update(np.asarray(leaf if leaf.ndim < 2 else leaf[0]).tobytes())
-    return {**identity, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}
+    code = code_digest(type(policy))
+    own = {} if code is None else {"code": code}
+    return {**identity, **own, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}
 
 
 def _digest(sha) -> str:
@@ -220,9 +231,9 @@ class _Run:
     directory: RunDirectory
     marking: Marking
     longest: int
-    show: bool
     above: RenderableType | None
     mesh: str | None
+    screen: Screen | None  # for a thought and the closing table
 
     def finish(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Decode what is not finished yet, then sum up."""
@@ -260,11 +271,10 @@ class _Run:
         if len(directory.samples) and self.policy.evicts and self._must_evict() and not summary["evictions"]:
             raise RuntimeError("sequences outgrew the budget and no eviction was counted: the figures can't be trusted")
         directory.write_summary(summary)
-        if self.show and not config.quiet:
-            console = Screen(highlight=False)
+        if (screen := self.screen) is not None:
             if self.shown is not None:
-                console.print(self._thought(self.shown, styled=console.is_terminal and not console.is_dumb_terminal))
-            console.print(summary_table(summary))
+                screen.print(self._thought(self.shown, styled=screen.is_terminal and not screen.is_dumb_terminal))
+            screen.print(summary_table(summary))
         return summary
 
     def _decode(self, todo: list[Request], live: LiveProgress) -> None:
