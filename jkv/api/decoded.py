@@ -52,7 +52,7 @@ class Decoded:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | slice) -> Any:
         return self.samples[index]
 
     def __fspath__(self) -> str:
