@@ -30,9 +30,9 @@ class Screen(Console):
     """
 
     def __init__(self, **settings: Any):
+        if settings.get("stderr") and Console().is_jupyter:
+            settings |= {"file": cast(IO[str], LINE), "force_jupyter": False, "force_terminal": False}
         super().__init__(**settings)
-        if self.stderr and self.is_jupyter:
-            self.file, self.is_jupyter = cast(IO[str], LINE), False
 
     def on_broken_pipe(self) -> None:
         """Called by rich while it handles the BrokenPipeError."""

@@ -10,9 +10,10 @@ import types
 import pytest
 
 import jkv
-from jkv.api.line import StatusLine
+from jkv.api.line import LINE, StatusLine
 from jkv.errors import UserError
 from jkv.policies import Needs, Policy, policy_names
+from jkv.show import Screen
 from tests.command.conftest import read_jsonl
 from tests.tiny import prompts
 
@@ -142,6 +143,16 @@ def test_a_sweep_over_a_policy_of_ones_own(tiny, task, tmp_path):
     own_policy(2)
     with pytest.raises(UserError, match="the policy's code has changed"):
         jkv.sweep(**words)
+
+
+def test_progress_goes_to_the_line_in_a_notebook_alone(monkeypatch):
+    assert Screen(stderr=True).file is sys.stderr
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    screen = Screen(stderr=True)
+    assert screen.file is LINE
+    assert not screen.is_jupyter
+    assert not screen.is_terminal
+    assert Screen().file is not LINE
 
 
 def test_a_notebook_shows_one_line_and_then_none(monkeypatch):
