@@ -13,3 +13,7 @@ class UserError(Exception):
         if mend:
             parts.append(mend)
         super().__init__(" ".join("; ".join(parts).split()))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: the line."""
+        return [f"UserError: {self}"]

@@ -1,6 +1,7 @@
 """Command-line flags and YAML from a frozen dataclass: one flag a field, ``--config FILE.yaml`` with the same names."""
 
 import argparse
+import os
 import reprlib
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -55,17 +56,43 @@ def parse(
         parser.add_argument("--" + name.replace("_", "-"), help=text, **options)
     flags = vars(parser.parse_args(argv))
 
-    values: dict[str, Any] = {}
-    if (file := flags.pop("config", None)) is not None:
-        for name, value in _read(file).items():
-            if name not in kinds:
-                raise UserError(f"unknown key {name!r}", where=file, mend=f"names are {', '.join(kinds)}")
-            values[name] = _checked(kinds[name], value, f"{file}: {name}", strict=True)
+    values = _from_file(flags.pop("config", None), kinds)
     for name, value in flags.items():  # text, which strict=False reads
         if _is(dict, kinds[name]):
             value = _pairs(value, "--" + name.replace("_", "-"))
         values[name] = _checked(kinds[name], value, "--" + name.replace("_", "-"), strict=False)
     return cls(**values)
+
+
+def from_words(cls: type[_C], words: Mapping[str, Any], *, config: str | os.PathLike[str] | None = None) -> _C:
+    """An instance of ``cls`` from keyword arguments of Python, named as the flags are with _ for -; they override the
+    YAML file ``config``. Paths and tuples may stand for strings and lists. Raises UserError as ``parse`` does.
+    """
+    kinds = get_type_hints(cls)
+    values = _from_file(None if config is None else os.fspath(config), kinds)
+    for name, value in words.items():
+        if name not in kinds:
+            raise UserError(f"unknown argument {name!r}", mend=f"names are config, {', '.join(kinds)}")
+        values[name] = _checked(kinds[name], _plain(value), name, strict=False)
+    return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return {name: _plain(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def _from_file(file: str | None, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """What a YAML file sets, checked."""
+    values: dict[str, Any] = {}
+    for name, value in ({} if file is None else _read(file)).items():
+        if name not in kinds:
+            raise UserError(f"unknown key {name!r}", where=file or "", mend=f"names are {', '.join(kinds)}")
+        values[name] = _checked(kinds[name], value, f"{file}: {name}", strict=True)
+    return values
 
 
 def _is(container: type, kind: Any) -> bool:

@@ -33,10 +33,11 @@ from jkv.together import Endings
 DRAW_EVERY_S = 60.0
 
 
-def run_sweep(config: SweepConfig) -> list[Result]:
+def run_sweep(config: SweepConfig, *, show: bool = True) -> list[Result]:
     """Run all cells; results so far are in ``--out`` after each, figures once a minute and at the end. Finished samples
     are not run again. Of several hosts each decodes its share of every cell; the first writes and returns results.
 
+    show: print the tables when done.
     Raises UserError, before anything is decoded, for a cell that can't run.
     """
     hosts = here()
@@ -53,7 +54,7 @@ def run_sweep(config: SweepConfig) -> list[Result]:
     meeting = None if hosts.count == 1 else Meeting(hosts, out, [out / cell.directory for cell in cells], config)
     if meeting is not None and meeting.notice:
         screen.print(meeting.notice, soft_wrap=True)
-    report = _Report(config, cells, out, overlay, screen)
+    report = _Report(config, cells, out, overlay, screen, show)
     so_far = lambda: f"{len(report.results)} of {len(cells)} runs are finished: run the same command to continue"
     with termination.saying(so_far):
         _decode(cells, out, meeting, report)
@@ -104,9 +105,11 @@ class _Report:
     """What is told of a sweep while it runs, and written of it. Only on the first host."""
 
     def __init__(
-        self, config: SweepConfig, cells: Sequence[Cell], out: pathlib.Path, overlay: Published | None, screen: Screen
-    ):
-        self.config, self.cells, self.out, self.overlay, self.screen = config, cells, out, overlay, screen
+        self, config: SweepConfig, cells: Sequence[Cell], out: pathlib.Path, overlay: Published | None, screen: Screen,
+        show: bool,
+    ):  # fmt: skip
+        self.config, self.cells, self.out, self.overlay = config, cells, out, overlay
+        self.screen, self.show = screen, show
         self.board = Board(cells)
         self.results: list[Result] = []
         self.drawn = time.monotonic()
@@ -139,7 +142,7 @@ class _Report:
         if not self.results:
             return
         self._draw()
-        if not self.config.quiet:
+        if self.show and not self.config.quiet:
             Screen(highlight=False).print(*results_tables(self.results))
             self.screen.print(Text(visible(f"figure, tables and runs are in {self.out}")), soft_wrap=True)
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jkv.callable_module import make_callable
 from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
@@ -26,6 +27,24 @@ class Loaded:
     tokenizer: Any
     name: str
     path: Path
+
+
+def load_model(name: str | Path = "demo-llama", *, dtype: str | None = None, weights: str | None = None) -> Loaded:
+    """Load a model, from Python: ``model = jkv.load("demo-llama")``, for several calls of ``jkv.decode``.
+
+    name: demo-llama, demo-qwen, a Hugging Face directory, a converted directory, or a hub id 'org/name'.
+    dtype: 'float32' or 'bfloat16' (default: float32 on CPU, bfloat16 elsewhere, whatever the checkpoint has).
+    weights: 'int8' quantises the matrices; dtype is then that of the rest.
+    ``.config`` of what is returned has the model's sizes, ``.tokenizer`` is a transformers tokenizer or None.
+
+    Raises UserError when there is no such model or something is wrong with it.
+    """
+    from jkv.runner import default_dtype
+
+    for word, value, known in (("dtype", dtype, ("float32", "bfloat16")), ("weights", weights, ("int8",))):
+        if value is not None and value not in known:
+            raise UserError(f"no {word} {value!r}", where=word, mend=f"give {' or '.join(known)}, or leave it out")
+    return load(name, default_dtype(dtype), weights=weights)
 
 
 def load(name: str | Path, dtype: Any = None, shard: Any = None, weights: str | None = None) -> Loaded:
@@ -93,3 +112,6 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
         what = f"the tokenizer has token id {largest}, the model's vocab_size is {vocab_size}"
         raise UserError(what, where=str(directory), mend="the tokenizer belongs to another model")
     return tokenizer
+
+
+make_callable(__name__, load_model)

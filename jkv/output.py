@@ -20,7 +20,11 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "peak_slots": _INTEGER, "mean_slots": _NUMBER,
 }  # fmt: skip
 _TIMES = ("wall", "compile", "decode", "steps")
-_CHANGED = {"problems": "the task's prompts or answers have changed", "weights": "the model's weights have changed"}
+_CHANGED = {
+    "problems": "the task's prompts or answers have changed",
+    "weights": "the model's weights have changed",
+    "code": "the policy's code has changed",
+}
 
 
 class BeingWritten(UserError):

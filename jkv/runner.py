@@ -30,7 +30,8 @@ from jkv.load import Loaded, load, locate
 from jkv.meeting import Meeting
 from jkv.mesh import place_weights
 from jkv.output import RunDirectory
-from jkv.policies import Context
+from jkv.policies import Context, Policy
+from jkv.policies.code import code_digest
 from jkv.recording import Recorder
 from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
@@ -106,14 +107,15 @@ def start(
     engines: "Engines | None" = None,
     above: RenderableType | None = None,
     show: bool = True,
+    screen: Screen | None = None,
     meeting: Meeting | None = None,
 ) -> Ending:
     """Decode a config's samples, or this host's share of them, into ``out``: all but summing up.
 
     loaded, problems, grader, engines: the model, the task's problems, a grader and an earlier run's programs, where
     they are at hand.
-    above: shown over the progress bar.  show: print a thought and the closing table when done.
-    meeting: of several hosts.
+    above: shown over the progress bar.  show: print a thought and the closing table when done.  screen: where to
+    (default: stdout, unless the run is quiet).  meeting: of several hosts.
     """
     hosts = Hosts() if meeting is None else meeting.hosts
     policy = config.make_policy()
@@ -152,21 +154,21 @@ def start(
     for problem, request in pairs:
         engine.check(request, problem.where)
     requests = [r for _, r in pairs]
-    identity = _identity(config, dtype, (nnx.state(loaded.model), parameters), problems)
+    identity = _identity(config, policy, dtype, (nnx.state(loaded.model), parameters), problems)
     kv_bytes_full = loaded.config.kv_bytes(config.batch_size, longest, engine.dtype.itemsize)
     words, device, traces = mesh_words(mesh, hosts.count), jax.local_devices()[0].device_kind, engine.traces
     kv_bytes = engine.kv_bytes * hosts.count
+    closing = screen or (Screen(highlight=False) if show and not config.quiet else None)
     to_show: list[Recorder] = []
 
     def sum_up(directory: RunDirectory) -> dict[str, Any]:
         facts = Facts(kv_bytes, kv_bytes_full, max(traces["decode"] - 1, 0), device, words)
         summary = summarise(config, policy, rule, directory.samples, directory.timings, facts)
         directory.write_summary(summary)
-        if show and not config.quiet:
-            screen = Screen(highlight=False)
+        if closing is not None:
             for recorder in to_show:
-                recorder.show_thought(screen, directory.samples)
-            screen.print(summary_table(summary))
+                recorder.show_thought(closing, directory.samples)
+            closing.print(summary_table(summary))
         return summary
 
     if meeting is None:
@@ -189,7 +191,7 @@ def start(
             if share.directory is not None and share.requests:
                 recorder = Recorder(engine, problems, loaded.tokenizer, share.directory, marking, trace=config.trace)
                 recorder.decode(share.requests, live, patience=PATIENCE_S)
-                to_show += [recorder] if show else []
+                to_show += [recorder] if closing is not None else []
     except BaseException:
         share.close()
         raise
@@ -247,9 +249,11 @@ def context_of(config: DecodeConfig, loaded: Loaded) -> Context:
     return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.dtype)
 
 
-def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What must be the same to continue a run: the config, the prompts and answers themselves, and the weights (the
-    model's and the policy's)."""
+def _identity(
+    config: DecodeConfig, policy: Policy, dtype: str, arrays: Any, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """What must be the same to continue a run: the config, the prompts and answers themselves, the weights (the
+    model's and the policy's), and the code of a policy of one's own."""
     identity = {**dataclasses.asdict(config), "dtype": dtype}
     # A mesh changes nothing but rounding; what --weights changes is in the weights themselves.
     for name in ("out", "quiet", "mesh", "weights"):
@@ -261,7 +265,9 @@ def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[
     for leaf in jax.tree.leaves(arrays):
         # Any training changes a matrix's first row; reading all of a large model would take its time.
         weights.update(np.asarray(leaf if leaf.ndim < 2 else leaf[0]).tobytes())
-    return {**identity, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}
+    code = code_digest(type(policy))
+    own = {} if code is None else {"code": code}
+    return {**identity, **own, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}
 
 
 def _digest(sha) -> str:

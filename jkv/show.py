@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jkv import engine
+from jkv.api.line import LINE
 from jkv.text import pieces
 from jkv.text import short as short
 from jkv.text import visible as visible
@@ -23,7 +24,15 @@ _SHOWN_TOKENS = 800
 
 
 class Screen(Console):
-    """A console that leaves a closed pipe to the command, which ends quietly (rich would exit with code 1)."""
+    """A console that leaves a closed pipe to the command, which ends quietly (rich would exit with code 1).
+
+    In a notebook, what goes to stderr is one line that is written over.
+    """
+
+    def __init__(self, **settings: Any):
+        if settings.get("stderr") and Console().is_jupyter:
+            settings |= {"file": cast(IO[str], LINE), "force_jupyter": False, "force_terminal": False}
+        super().__init__(**settings)
 
     def on_broken_pipe(self) -> None:
         """Called by rich while it handles the BrokenPipeError."""

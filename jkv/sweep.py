@@ -3,12 +3,14 @@
 python -m jkv.sweep --config configs/sweep_demo.yaml --out runs/demo
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jkv import hosts
+from jkv.callable_module import make_callable
 from jkv.cli import run as run_command
 
 if TYPE_CHECKING:
+    from jkv.api.swept import Swept
     from jkv.sweep_config import SweepConfig
 
 
@@ -18,6 +20,18 @@ def parse(argv: list[str] | None) -> "SweepConfig":
     from jkv.sweep_config import HELP, SweepConfig
 
     return flags.parse(SweepConfig, argv, prog="python -m jkv.sweep", description=__doc__, help=HELP)
+
+
+def sweep(*, config: str | None = None, **words: Any) -> "Swept":
+    """Decode with every policy at every budget, from Python; a notebook shows tables, ``.figure`` and ``.policies``.
+
+    config: a YAML file of arguments, as configs/sweep_demo.yaml; those given override it.  words: the flags of
+    ``python -m jkv.sweep`` with _ for -, as models, policies, budgets, limit.  out is needed: the same call continues
+    a sweep that was stopped.  Raises UserError for what a user can mend, in one line.
+    """
+    from jkv.api.swept import sweep_words
+
+    return sweep_words(config, words)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,3 +50,5 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     run_command(main)
+else:
+    make_callable(__name__, sweep)

@@ -6,6 +6,7 @@ Several runs stand side by side, for the same prompt. In a notebook: jkv.view("r
 """
 
 import dataclasses
+import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,8 @@ def parse(argv: list[str] | None) -> ViewConfig:
 
 
 def view(
-    run: str | pathlib.Path,
-    *beside: str | pathlib.Path,
+    run: str | os.PathLike[str],
+    *beside: str | os.PathLike[str],
     id: str | None = None,
     sample: int | None = None,
     eviction: int | None = None,
@@ -74,9 +75,10 @@ def view(
 ) -> "View":
     """What stayed in the KV buffer while a sample was decoded; a notebook shows it inline.
 
-    run: the ``--out`` directory of a decode run made with ``--trace``.  beside: more such runs of the same task, shown
-    side by side.  id, sample: which completion (default: the one with the most evictions).  eviction: show it
-    after so many evictions (default: at its end).  height: of the frame in a notebook, in pixels.
+    run: the ``--out`` directory of a decode run made with ``--trace``, or what ``jkv.decode(..., trace=True)`` gave.
+    beside: more such runs of the same task, shown side by side.  id, sample: which completion (default: the one with
+    the most evictions).  eviction: show it after so many evictions (default: at its end).  height: of the frame in a
+    notebook, in pixels.
     ``save(path)`` of what is returned writes it: .html is the page, .png, .svg and .pdf are the picture.
 
     Raises UserError for a directory without a trace, an id or sample that isn't there, and damaged files.

@@ -31,9 +31,10 @@ from jkv.show import Screen, busy, human_bytes
 from jkv.tasks import Problem, load_task
 
 
-def train_predictor(config: TrainConfig) -> dict[str, Any]:
+def train_predictor(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
     """Run the stages, or what is left of them. Returns the summary, which is also in summary.json.
 
+    show: print the closing table when done.
     Raises UserError for what a user can mend; what was made until then stays.
     """
     out = pathlib.Path(config.directory).expanduser()
@@ -59,7 +60,10 @@ def train_predictor(config: TrainConfig) -> dict[str, Any]:
     labeller = Labeller(loaded.model, horizon=config.horizon, layer=config.layer, mesh=mesh)
     store = _labels(config, labeller, traces, data, screen)
     screen.print(f"3 of 3, training on label {config.label!r}", soft_wrap=True)
-    return _fit(config, loaded, labeller, traces, store, out, screen)
+    summary = _fit(config, loaded, labeller, traces, store, out, screen)
+    if show and not config.quiet:
+        Screen(highlight=False).print(_table(summary, out))
+    return summary
 
 
 def _decoding(config: TrainConfig, data: pathlib.Path) -> DecodeConfig:
@@ -173,14 +177,17 @@ def _finish(
     pictures.draw_training(out, log, known)
     shown = max(range(len(pairs)), key=lambda i: len(pairs[i][0]))
     pictures.draw_trace(out, *pairs[shown], title=f"{config.model}, {traces[data.held_out[shown]].id}")
-    if not config.quiet:
-        table = Table("held out", title=f"{len(pairs)} traces, {out / 'predictor.safetensors'}")
-        for name in scores["predictor"]:
-            table.add_column(name, justify="right")
-        for name, row in scores.items():
-            table.add_row(name, *(f"{x:.3f}" for x in row.values()))
-        Screen(highlight=False).print(table)
     return summary
+
+
+def _table(summary: dict[str, Any], out: pathlib.Path) -> Table:
+    scores = summary["held_out"]
+    table = Table("held out", title=f"{summary['held_out_traces']} traces, {out / 'predictor.safetensors'}")
+    for name in scores["predictor"]:
+        table.add_column(name, justify="right")
+    for name, row in scores.items():
+        table.add_row(name, *(f"{x:.3f}" for x in row.values()))
+    return table
 
 
 class _Reader:

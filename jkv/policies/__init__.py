@@ -71,8 +71,9 @@ def register(policy: _P) -> _P:
     if not name:
         raise ValueError(f"{policy.__name__} needs a class attribute `name`")
     taken = _POLICIES.get(name)
-    # Running a notebook cell twice defines the same class twice: the later one wins.
-    if taken is not None and taken.__qualname__ != policy.__qualname__:
+    # Running a notebook cell twice defines the same class twice, or under a new name: the later one wins.
+    in_notebook = taken is not None and taken.__module__ == policy.__module__ == "__main__"
+    if taken is not None and taken.__qualname__ != policy.__qualname__ and not in_notebook:
         raise ValueError(f"the name {name!r} belongs to {taken.__qualname__}")
     _POLICIES[name] = policy
     return policy
