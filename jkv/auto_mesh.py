@@ -27,12 +27,13 @@ def settle_mesh(
     slots: int,
     dtype: Any,
     weights: str | None = None,
+    kv: str | None = None,
     devices: Sequence[Any] | None = None,
     usable: int | None = None,
 ) -> Mesh | None:
     """The mesh that ``--mesh`` names, over the first of ``devices`` (this process's, unless given); None without it.
 
-    weights: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
+    weights, kv: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
 
     Raises UserError for words that are no mesh, more devices than there are, and sizes that don't divide.
     """
@@ -42,7 +43,7 @@ def settle_mesh(
     if words == AUTO:
         usable = _memory(there[0]) if usable is None else usable
         held = weight_count(config) * jnp.dtype(weights or dtype).itemsize
-        buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize)
+        buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize, kv)
         sizes = best_sizes(config, len(there), rows=rows, weights=held, buffer=buffer, usable=usable)
     else:
         sizes = parse_mesh(words)

@@ -58,8 +58,10 @@ def mesh_of(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | No
         return None
     model = model or read_config(locate(config.model))
     slots = config.budget or new_tokens_of(config)
-    dtype, weights = default_dtype(config.dtype), config.weights
-    mesh = settle_mesh(config.mesh, model, rows=config.batch_size, slots=slots, dtype=dtype, weights=weights)
+    mesh = settle_mesh(
+        config.mesh, model, rows=config.batch_size, slots=slots, dtype=default_dtype(config.dtype),
+        weights=config.weights, kv=config.kv,
+    )  # fmt: skip
     if config.mesh == AUTO:
         text = f"mesh: {mesh_words(mesh)}, of {jax.device_count()} x {jax.devices()[0].device_kind}"
         Screen(stderr=True, quiet=config.quiet, highlight=False).print(text, soft_wrap=True)
@@ -96,7 +98,8 @@ def run(
     new_tokens = new_tokens_of(config)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens
     rule = config.retention(policy, longest=longest)
-    _check_memory(loaded.config.kv_bytes(config.batch_size, rule.budget, np.dtype(jnp.dtype(dtype)).itemsize))
+    itemsize = np.dtype(jnp.dtype(dtype)).itemsize
+    _check_memory(loaded.config.kv_bytes(config.batch_size, rule.budget, itemsize, config.kv))
     with _mendable():
         engine = (engines or Engines()).get(
             (_programs(config), rule),
@@ -110,6 +113,7 @@ def run(
             implementation=config.implementation,
             parameters=parameters,
             record_scores=config.trace,
+            kv=config.kv,
             mesh=mesh,
         )
     pairs = [(p, Request(p.id, p.prompt_ids, new_tokens, sample)) for p in problems for sample in range(config.samples)]
@@ -195,6 +199,8 @@ def _identity(config: DecodeConfig, dtype: str, arrays: Any, problems: Sequence[
     # A mesh changes nothing but rounding; what --weights changes is in the weights themselves.
     for name in ("out", "quiet", "mesh", "weights"):
         del identity[name]
+    if config.kv is None:  # said where it is something, so that earlier runs can go on
+        del identity["kv"]
     # A grading is named where it isn't the plain one, so that earlier runs can go on.
     prompts = [(p.id, p.prompt_ids, p.answer, *(() if p.grading == "exact" else (p.grading,))) for p in problems]
     prompts = json.dumps(prompts).encode()
@@ -339,8 +345,9 @@ class _Run:
         }
 
     def _full_bytes(self) -> int:
+        """Of the buffer that the full cache would take, in the same form."""
         itemsize = self.engine.dtype.itemsize
-        return self.loaded.config.kv_bytes(self.config.batch_size, self.longest, itemsize)
+        return self.loaded.config.kv_bytes(self.config.batch_size, self.longest, itemsize, self.config.kv)
 
     def _must_evict(self) -> bool:
         """Whether a finished sample put more tokens into the buffer than it has slots."""
@@ -381,6 +388,7 @@ class _Run:
             "device": jax.devices()[0].device_kind,
             "mesh": self.mesh,
             "weights": self.config.weights,
+            "kv": self.config.kv,
         }
 
     def _thought(self, done: Completion, *, styled: bool):

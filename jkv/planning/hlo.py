@@ -47,9 +47,9 @@ def _dims(text: str) -> tuple[int, ...]:
 def kv_copies(text: str, shape: tuple[int, ...]) -> list[str]:
     """'op name' of every instruction that makes a new array of at least the size of one device's K or V buffer.
 
-    shape: [B, K, S, H] of one device. Counted are results of as many elements in any arrangement, of any dtype of two
-    bytes or more. Not counted is what names a buffer that is there (parameters, tuples, loops, bitcasts) or writes into
-    it: dynamic-update-slice, scatter, fusions that end in one, and kernels whose result is one of their operands.
+    shape: [B, K, S, H] of one device. Counted are results of as many elements in any arrangement and dtype. Not
+    counted is what names a buffer that is there (parameters, tuples, loops, bitcasts) or writes into it:
+    dynamic-update-slice, scatter, fusions that end in one, and kernels whose result is one of their operands.
     """
     everything = list(instructions(text))
     inner = {called for i in everything if i.op != "call" for called in _CALLED.findall(i.rest)}

@@ -43,7 +43,7 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     if config.mesh != AUTO:
         parse_mesh(config.mesh, len(devices))
     mesh = settle_mesh(
-        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, weights=config.weights,
+        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, weights=config.weights, kv=config.kv,
         devices=devices, usable=chip.usable,
     )  # fmt: skip
     assert mesh is not None
@@ -51,8 +51,9 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     policy, parameters = abstract_parameters(policy, model, dtype, widths)
     sampler = make_sampler(config.temperature, config.top_p, config.top_k)
     return chip, Target(
-        model, mesh, policy, parameters, rule, sampler, dtype, config.implementation, weights=config.weights
-    )
+        model, mesh, policy, parameters, rule, sampler, dtype, config.implementation, weights=config.weights,
+        kv=config.kv,
+    )  # fmt: skip
 
 
 def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
@@ -153,6 +154,7 @@ def _figures(
         "window": rule.window,
         "dtype": config.dtype,
         "weights": config.weights,
+        "kv": config.kv,
         "fits": fits,
         "hbm_bytes": chip.hbm,
         "usable_bytes": chip.usable,
