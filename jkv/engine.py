@@ -86,11 +86,12 @@ class Timings:
 class Engine:
     """Decodes requests in ``batch_size`` rows, each owning ``rule.budget`` KV slots.
 
-    model: its dtype is the buffer's, too.  kv: 'int8' for a buffer of that (`jkv.quantized_kv`).  steps_per_call: decode steps a host call; fewer refresh progress more
+    model: its dtype is the buffer's, too.  steps_per_call: decode steps a host call; fewer refresh progress more
     often.  parameters: what the policy's ``bind`` returned beside the policy.  record_scores: whether evictions of a
-    traced run carry scores.  mesh: devices to share the work, with axes `data` (rows) and `model` (heads); the model's
-    weights are on it already (``load`` with `place_weights`), and move to the layouts that the compiled decode program
-    chooses. None: one device.  traces counts how often JAX traced each program: "decode" stays at 1.
+    traced run carry scores.  kv: 'int8' for a buffer of that (`jkv.quantized_kv`).  mesh: devices to share the work,
+    with axes `data` (rows) and `model` (heads); the model's weights are on it already (``load`` with `place_weights`),
+    and move to the layouts that the compiled decode program chooses. None: one device.  traces counts how often JAX
+    traced each program: "decode" stays at 1.
 
     Raises UserError if the mesh can't share the rows or the model evenly.
     """

@@ -1,7 +1,7 @@
 """Keys and values as 8-bit integers (``--kv int8``): of each slot and KV head H integers, and one float32 scale.
 
-Symmetric: the scale is the largest magnitude over H, divided by 127. A slot is quantised once, when its token is put
-in; eviction moves integers and scale as they are, and whoever reads them multiplies a block at a time: a query's
+Symmetric: the scale is the largest magnitude over H times 1/127 in float32. A slot is quantised once, when its token
+is put in; eviction moves integers and scale as they are, and whoever reads them multiplies a block at a time: a query's
 product with the integers of a key by the key's scale, an attention weight by the value's scale.
 
 Scales lie along the last axis, [B, K, 1, S], as attention weights do: with S next to last, each would fill a register
@@ -14,11 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int8
 
 from jkv.pytree import pytree, static
 
-LARGEST = 127
+# Numbers are multiplied by one over 127, and by one over their scale: XLA makes such a product of a division where it
+# likes, and a number halfway between two integers must not depend on that.
+PER_STEP = np.float32(1 / 127)
 SCALE_BYTES = 4
 
 
@@ -57,8 +60,9 @@ Buffer = Float[Array, "B K S H"] | Int8KV
 def quantize(x: Float[Array, "B K S H"], dtype: Any) -> Int8KV:
     """Each slot's nearest integers, half to even; a slot of zeros has scale 0. dtype: what it is read as."""
     wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) / LARGEST
-    values = jnp.round(wide / jnp.where(scale > 0, scale, jnp.float32(1)))
+    scale = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) * PER_STEP
+    normal = scale >= jnp.finfo(jnp.float32).tiny
+    values = jnp.round(wide * (1 / jnp.where(normal, scale, jnp.float32(1))))
     return Int8KV(values.astype(jnp.int8), jnp.swapaxes(scale, 2, 3), dtype)
 
 
@@ -70,8 +74,8 @@ def empty(shape: tuple[int, int, int, int], dtype: Any, kv: str | None) -> Buffe
     return Int8KV(jnp.zeros(shape, jnp.int8), jnp.zeros((rows, heads, 1, slots), jnp.float32), jnp.dtype(dtype))
 
 
-def like(buffer: Buffer, new: Float[Array, "B K T H"]) -> Buffer:
-    """New keys or values in the buffer's own form: quantised, or cast."""
+def like(buffer: Buffer, new: Float[Array, "b K T H"]) -> Float[Array, "b K T H"] | Int8KV:
+    """New keys or values (of one row b, or of all) in the buffer's own form: quantised, or cast."""
     return quantize(new, buffer.dtype) if isinstance(buffer, Int8KV) else new.astype(buffer.dtype)
 
 

@@ -90,8 +90,8 @@ class SweepConfig:
         """
         # A dry run compiles for the mesh of another machine.
         mesh = None if self.dry_run else self.mesh
-        common = ("register", "dtype", "weights", "kv", "samples", "limit", "batch_size", "max_new_tokens", "temperature",
-                  "top_p", "top_k", "seed", "implementation", "quiet")  # fmt: skip
+        common = ("register", "dtype", "weights", "kv", "samples", "limit", "batch_size", "max_new_tokens",
+                  "temperature", "top_p", "top_k", "seed", "implementation", "quiet")  # fmt: skip
         shared = {"mesh": mesh, **{name: getattr(self, name) for name in common}}
         words = {name: getattr(self, name) for name in ("window", "ratio", "sinks", "pin_prompt", "granularity")}
         policies = self._policies()

@@ -111,6 +111,17 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     return {kind: {"count": count[kind], "largest_bytes": largest[kind]} for kind in sorted(count)}
 
 
+def collective_shapes(text: str) -> list[tuple[str, str]]:
+    """Of every collective its kind and what it hands over: 'bf16[32,1,4096]', of each part where it is a tuple."""
+    found = []
+    for i in instructions(text):
+        kind = i.op.removesuffix("-start")
+        if kind in COLLECTIVES:
+            parts = (f"{dtype}[{','.join(map(str, dims))}]" for dtype, dims in i.shapes)
+            found.append((kind, " ".join(parts)))
+    return sorted(found)
+
+
 def kernels(text: str) -> Counter[str]:
     """Pallas TPU kernels by name, and how often each is called."""
     found: Counter[str] = Counter()

@@ -43,8 +43,8 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     if config.mesh != AUTO:
         parse_mesh(config.mesh, len(devices))
     mesh = settle_mesh(
-        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, weights=config.weights, kv=config.kv,
-        devices=devices, usable=chip.usable,
+        config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, weights=config.weights,
+        kv=config.kv, devices=devices, usable=chip.usable,
     )  # fmt: skip
     assert mesh is not None
     widths = PUBLISHED_WIDTHS if OF_HUB.get(config.model, config.model) in shipped() else None

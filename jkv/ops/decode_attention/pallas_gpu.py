@@ -50,8 +50,8 @@ def decode_attention(
     """The op of `jkv.ops.decode_attention` on Hopper. interpret: parameters of Pallas' GPU interpreter (CPU), or None.
 
     Raises:
-      NotImplementedError: another GPU than a Hopper; another dtype than bfloat16 (int8, too); H not 64 or 128; more than ROWS
-        query heads a KV head; B * K * S not a multiple of TILE.
+      NotImplementedError: another GPU than a Hopper; another dtype than bfloat16, int8 too; H not 64 or 128; more
+        than ROWS query heads a KV head; B * K * S not a multiple of TILE.
     """
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]

@@ -1,5 +1,6 @@
 """compact, one slot at a time. For tests; it shares no code with the other implementations."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
@@ -12,16 +13,21 @@ def compact(
     source: Int32[Array, "B R"] | Int32[Array, "B K R"],
     rows: Bool[Array, "B"],
 ) -> tuple[Buffer, Buffer]:
-    if isinstance(k, Int8KV) and isinstance(v, Int8KV):
-        values = compact(k.values, v.values, source, rows)
-        scales = compact(*(jnp.swapaxes(x.scale, 2, 3) for x in (k, v)), source, rows)
-        k, v = (Int8KV(x, jnp.swapaxes(s, 2, 3), k.dtype) for x, s in zip(values, scales, strict=True))
-        return k, v
-    old_k, old_v = k, v
-    for b in range(k.shape[0]):
-        for head in range(k.shape[1]):
+    return _front(k, source, rows), _front(v, source, rows)
+
+
+def _front(buffer: Buffer, source: jax.Array, rows: jax.Array) -> Buffer:
+    if isinstance(buffer, Int8KV):
+        scale = jnp.swapaxes(_moved(jnp.swapaxes(buffer.scale, 2, 3), source, rows), 2, 3)
+        return Int8KV(_moved(buffer.values, source, rows), scale, buffer.dtype)
+    return _moved(buffer, source, rows)
+
+
+def _moved(old: jax.Array, source: jax.Array, rows: jax.Array) -> jax.Array:
+    new = old
+    for b in range(old.shape[0]):
+        for head in range(old.shape[1]):
             kept = source[b, head] if source.ndim == 3 else source[b]
             for j in range(kept.shape[0]):
-                k = k.at[b, head, j].set(jnp.where(rows[b], old_k[b, head, kept[j]], old_k[b, head, j]))
-                v = v.at[b, head, j].set(jnp.where(rows[b], old_v[b, head, kept[j]], old_v[b, head, j]))
-    return k, v
+                new = new.at[b, head, j].set(jnp.where(rows[b], old[b, head, kept[j]], old[b, head, j]))
+    return new

@@ -22,8 +22,8 @@ def _put(buffer: Buffer, new, here) -> Buffer:
     if not isinstance(buffer, Int8KV):
         return jnp.where(here[..., None], new[:, :, None], buffer)
     wide = new.astype(jnp.float32)
-    step = jnp.maximum(jnp.max(wide, axis=-1), -jnp.min(wide, axis=-1)) / 127
-    whole = jnp.rint(wide / jnp.where(step == 0, 1.0, step)[..., None])
+    step = jnp.maximum(jnp.max(wide, axis=-1), -jnp.min(wide, axis=-1)) * jnp.float32(1 / 127)
+    whole = jnp.rint(wide * (1 / jnp.where(step == 0, 1.0, step))[..., None])
     values = jnp.where(here[..., None], whole[:, :, None], buffer.values.astype(jnp.float32))
     scale = jnp.where(here, step[:, :, None], buffer.scale[:, :, 0])
     return Int8KV(values.astype(jnp.int8), scale[:, :, None], buffer.dtype)

@@ -4,6 +4,8 @@ On CPU one scatter index a row; elsewhere one a row and head. A row's scatter ma
 of the buffer, which copies all of it twice a step; a head's doesn't.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,7 +29,7 @@ def insert(
     return lax.platform_dependent(k, v, k_new, v_new, at, cpu=_by_row, default=_by_head)
 
 
-def _by_row(k: Buffer, v: Buffer, k_new: Buffer, v_new: Buffer, at: jax.Array) -> tuple[Buffer, Buffer]:
+def _by_row(k: Buffer, v: Buffer, k_new: Any, v_new: Any, at: jax.Array) -> tuple[Buffer, Buffer]:
     row = jnp.arange(k.shape[0], dtype=jnp.int32)
 
     def put(leaf: jax.Array, new: jax.Array, *, axis: int) -> jax.Array:
@@ -37,7 +39,7 @@ def _by_row(k: Buffer, v: Buffer, k_new: Buffer, v_new: Buffer, at: jax.Array) -
     return by_part(put, k, k_new), by_part(put, v, v_new)
 
 
-def _by_head(k: Buffer, v: Buffer, k_new: Buffer, v_new: Buffer, at: jax.Array) -> tuple[Buffer, Buffer]:
+def _by_head(k: Buffer, v: Buffer, k_new: Any, v_new: Any, at: jax.Array) -> tuple[Buffer, Buffer]:
     rows, heads = k.shape[:2]
     at = jnp.broadcast_to(at[:, None] if at.ndim == 1 else at, (rows, heads))
     row, head = jnp.arange(rows, dtype=jnp.int32)[:, None], jnp.arange(heads, dtype=jnp.int32)[None, :]
