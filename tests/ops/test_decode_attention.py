@@ -260,7 +260,9 @@ def test_int8_matches_the_reference_of_what_it_stands_for(implementation, slots,
 
 def test_int8_elsewhere_than_on_cpu():
     """The forms of `xla_dense` for GPU and TPU, run here."""
-    (q, _, _, k, v, _, length), _ = _int8_step(127, 4, 64, jnp.float32, per_head=False)
+    arrays, _ = _int8_step(127, 4, 64, jnp.float32, per_head=False)
+    q, length = arrays[0], arrays[-1]
+    _, k, v, _ = decode_attention(*arrays, implementation="reference")
     expected = reference.decode_attention(q, k, v, length, scale=0.125)
     _assert_close(xla_dense.attend(q, k, v, length, scale=0.125)[0], expected, 1e-5)
     text = jax.jit(lambda *a: xla_dense.attend(*a, scale=0.125)[0]).trace(q, k, v, length).lower(
