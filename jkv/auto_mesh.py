@@ -27,13 +27,14 @@ def settle_mesh(
     slots: int,
     dtype: Any,
     weights: str | None = None,
+    kv: str | None = None,
     devices: Sequence[Any] | None = None,
     usable: int | None = None,
     hosts: int = 1,
 ) -> Mesh | None:
     """The mesh that ``--mesh`` names, over the first of ``devices`` (this process's, unless given); None without it.
 
-    weights: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
+    weights, kv: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
     hosts: the words and the rows are of so many hosts; the mesh is one host's part. The data axis is shared by hosts,
     the model axis lies within each.
 
@@ -45,7 +46,7 @@ def settle_mesh(
     if words == AUTO:
         usable = _memory(there[0]) if usable is None else usable
         held = weight_count(config) * jnp.dtype(weights or dtype).itemsize
-        buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize)
+        buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize, kv)
         rows, buffer = rows // hosts, buffer // hosts
         sizes = best_sizes(config, len(there), rows=rows, weights=held, buffer=buffer, usable=usable)
     else:

@@ -1,17 +1,20 @@
 """The KV buffer: exactly ``budget`` slots per row, layer and KV head, and the books about what each slot holds.
 
 Slots ``0 .. length-1`` of a row are occupied, the rest are dead and may hold anything. Keys are stored after RoPE, so
-attention does not care about slot order. Every KV head of a row has the same number of occupied slots.
+attention does not care about slot order. Every KV head of a row has the same number of occupied slots. Keys and values
+are arrays of the model's dtype, or int8 with a scale (`jkv.quantized_kv`).
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jkv.axes import Array, Float, Int
 from jkv.config import ModelConfig
 from jkv.pytree import pytree
+from jkv.quantized_kv import Buffer, dense, empty
 
 
 @pytree
@@ -19,8 +22,8 @@ class LayerKV:
     """One layer's buffer. ``queries`` is a ring of the last n queries after RoPE, kept only for policies that ask for
     it; the query of position p is at p mod n."""
 
-    k: Float[Array, "B K S H"]
-    v: Float[Array, "B K S H"]
+    k: Buffer
+    v: Buffer
     queries: Float[Array, "B n N H"] | None = None
 
 
@@ -43,7 +46,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all key and value buffers."""
+        """Bytes of all key and value buffers, scales included."""
         return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
 
     def row(self, row: int) -> "RowView":
@@ -51,9 +54,14 @@ class KVCache:
         n = int(self.length[row])
         return RowView(
             positions=np.asarray(self.positions[row, :, :, :n]),
-            k=np.stack([np.asarray(layer.k[row, :, :n], np.float32) for layer in self.layers]),
-            v=np.stack([np.asarray(layer.v[row, :, :n], np.float32) for layer in self.layers]),
+            k=np.stack([_row_of(layer.k, row)[:, :n] for layer in self.layers]),
+            v=np.stack([_row_of(layer.v, row)[:, :n] for layer in self.layers]),
         )
+
+
+def _row_of(buffer: Buffer, row: int) -> np.ndarray:
+    """[K, S, H]."""
+    return np.asarray(dense(jax.tree.map(lambda x: x[row : row + 1], buffer))[0], np.float32)
 
 
 class RowView(NamedTuple):
@@ -65,15 +73,23 @@ class RowView(NamedTuple):
 
 
 def empty_cache(
-    config: ModelConfig, batch: int, budget: int, *, dtype, per_head: bool = False, recent_queries: int = 0
+    config: ModelConfig,
+    batch: int,
+    budget: int,
+    *,
+    dtype,
+    kv: str | None = None,
+    per_head: bool = False,
+    recent_queries: int = 0,
 ) -> KVCache:
-    """A buffer with nothing in it: L*B*K*S*H*2*itemsize bytes of keys and values (and the query ring, if asked)."""
+    """A buffer with nothing in it: L*B*K*S*H*2*itemsize bytes of keys and values (and the query ring, if asked). kv:
+    'int8' makes it L*B*K*S*(H+4)*2."""
     shape = (batch, config.n_kv_heads, budget, config.head_dim)
     ring = (batch, recent_queries, config.n_heads, config.head_dim)
     layers = tuple(
         LayerKV(
-            k=jnp.zeros(shape, dtype),
-            v=jnp.zeros(shape, dtype),
+            k=empty(shape, dtype, kv),
+            v=empty(shape, dtype, kv),
             queries=jnp.zeros(ring, dtype) if recent_queries else None,
         )
         for _ in range(config.n_layers)

@@ -17,6 +17,7 @@ from jkv.cache import LayerKV
 from jkv.eviction import evict, row_of
 from jkv.policies.base import Needs, NewTokens
 from jkv.prefill import fresh_row, put_row
+from jkv.quantized_kv import Buffer, by_part, dense, like
 from jkv.shards import of_owner, own_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 from jkv.step import emit, record
@@ -51,11 +52,12 @@ class ChunkAttention:
         token = jnp.arange(piece)
         k_slots, v_slots = (self._put(buffer, new) for buffer, new in ((layer.k, k), (layer.v, v)))
 
-        cut = lambda buffer: jax.lax.dynamic_index_in_dim(buffer, self.row, keepdims=False)  # [K, S, H]
+        cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, self.row, 1)
+        row = lambda buffer: dense(jax.tree.map(cut, buffer), jnp.float32)[0]  # [K, S, H]
         seen = jnp.arange(slots)[None, :] <= (self.length + token)[:, None]  # [T, S]
-        keys = cut(k_slots).astype(jnp.float32)
+        keys = row(k_slots)
         live = jnp.arange(slots) < self.length + self.count
-        values = jnp.where(live[None, :, None], cut(v_slots).astype(jnp.float32), 0.0)
+        values = jnp.where(live[None, :, None], row(v_slots), 0.0)
         grouped = q[0].reshape(piece, keys.shape[0], -1, h).astype(jnp.float32)
         logits = jnp.einsum("TKGH,KSH->KGTS", grouped, keys) * h**-0.5
         weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -jnp.inf), axis=-1)
@@ -70,17 +72,23 @@ class ChunkAttention:
         attention = weights.reshape(1, q.shape[2], piece, slots) if self.needs.attention else None
         return out, (LayerKV(k_slots, v_slots, queries), attention, x if self.needs.inputs else None)
 
-    def _put(self, buffer: Float[Array, "B K S H"], new: Float[Array, "1 T K H"]) -> Float[Array, "B K S H"]:
+    def _put(self, buffer: Buffer, new: Float[Array, "1 T K H"]) -> Buffer:
         """The piece's first ``count`` tokens in the row's next slots: a slice read, mended and written back. A scatter
         would make the TPU compiler change the layout of the buffer, which copies all of it."""
         piece, zero = new.shape[1], jnp.int32(0)
         start = jnp.minimum(self.length, buffer.shape[2] - piece)
-        corner = (self.row, zero, start, zero)
-        old = jax.lax.dynamic_slice(buffer, corner, (1, buffer.shape[1], piece, buffer.shape[3]))
         token = jnp.arange(piece) - (self.length - start)  # which belongs in each slot of the slice
         fresh = (token >= 0) & (token < self.count)
-        moved = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)[:, :, jnp.clip(token, 0, piece - 1)]
-        return jax.lax.dynamic_update_slice(buffer, jnp.where(fresh[None, None, :, None], moved, old), corner)
+
+        def put(leaf: jax.Array, tokens: jax.Array, *, axis: int) -> jax.Array:
+            corner = [self.row, zero, zero, zero]
+            corner[axis] = start
+            old = jax.lax.dynamic_slice(leaf, corner, (1, *tokens.shape[1:]))
+            moved = jnp.take(tokens, jnp.clip(token, 0, piece - 1), axis=axis, mode="clip")
+            here = jax.lax.expand_dims(fresh, [i for i in range(4) if i != axis])
+            return jax.lax.dynamic_update_slice(leaf, jnp.where(here, moved, old), corner)
+
+        return by_part(put, buffer, like(buffer, jnp.swapaxes(new, 1, 2)))
 
 
 def chunked_prefill(

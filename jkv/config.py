@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from jkv.quantized_kv import slot_bytes
+
 Architecture = Literal["llama", "qwen2", "qwen3"]
 
 
@@ -75,6 +77,7 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
 
-    def kv_bytes(self, batch: int, slots: int, itemsize: int) -> int:
-        """Bytes of a KV buffer of ``batch`` rows and ``slots`` slots: L*B*K*S*H*2*itemsize, exactly."""
-        return self.n_layers * batch * self.n_kv_heads * slots * self.head_dim * 2 * itemsize
+    def kv_bytes(self, batch: int, slots: int, itemsize: int, kv: str | None = None) -> int:
+        """Bytes of a KV buffer of ``batch`` rows and ``slots`` slots: L*B*K*S*H*2*itemsize, exactly; of one of ``kv``
+        'int8' L*B*K*S*(H+4)*2."""
+        return self.n_layers * batch * self.n_kv_heads * slots * 2 * slot_bytes(self.head_dim, itemsize, kv)

@@ -73,8 +73,8 @@ def _sized(cell: Cell) -> Row:
                 raise
             return Row(cell, samples, tokens, None, None)
     itemsize = np.dtype(jnp.dtype(_dtype(cell))).itemsize
-    kv = model.kv_bytes(cell.config.batch_size, rule.budget, itemsize)
-    return Row(cell, samples, tokens, _parameters(model) * itemsize, kv)
+    kv = model.kv_bytes(cell.config.batch_size, rule.budget, itemsize, cell.config.kv)
+    return Row(cell, samples, tokens, _weight_bytes(model, _dtype(cell), cell.config.weights), kv)
 
 
 def _dtype(cell: Cell) -> Literal["float32", "bfloat16"]:
@@ -109,15 +109,22 @@ def _problems(cell: Cell) -> int | None:
 
 
 @functools.cache
-def _parameters(config: Any) -> int:
-    """How many there are. Takes seconds, so once a model."""
+def _weight_bytes(config: Any, dtype: str, weights: str | None) -> int:
+    """Of int8 weights scales included. Takes seconds, so once a model."""
     import jax
+    import jax.numpy as jnp
     from flax import nnx
 
     from jkv.models import Decoder
+    from jkv.models.quantized import INT8, quantize_decoder
 
-    weights = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    return sum(leaf.size for leaf in jax.tree.leaves(weights))
+    def make() -> Decoder:
+        model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+        if weights == INT8:
+            quantize_decoder(model)
+        return model
+
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(make))))
 
 
 def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:

@@ -86,11 +86,12 @@ class Timings:
 class Engine:
     """Decodes requests in ``batch_size`` rows, each owning ``rule.budget`` KV slots.
 
-    model: weights decide the buffer's dtype.  steps_per_call: decode steps a host call; fewer refresh progress more
+    model: its dtype is the buffer's, too.  steps_per_call: decode steps a host call; fewer refresh progress more
     often.  parameters: what the policy's ``bind`` returned beside the policy.  record_scores: whether evictions of a
-    traced run carry scores.  mesh: devices to share the work, with axes `data` (rows) and `model` (heads); the model's
-    weights are on it already (``load`` with `place_weights`), and move to the layouts that the compiled decode program
-    chooses. None: one device.  traces counts how often JAX traced each program: "decode" stays at 1.
+    traced run carry scores.  kv: 'int8' for a buffer of that (`jkv.quantized_kv`).  mesh: devices to share the work,
+    with axes `data` (rows) and `model` (heads); the model's weights are on it already (``load`` with `place_weights`),
+    and move to the layouts that the compiled decode program chooses. None: one device.  traces counts how often JAX
+    traced each program: "decode" stays at 1.
 
     Raises UserError if the mesh can't share the rows or the model evenly.
     """
@@ -109,6 +110,7 @@ class Engine:
         implementation: str = "auto",
         parameters: Any = (),
         record_scores: bool = False,
+        kv: str | None = None,
         mesh: Mesh | None = None,
     ):
         graph, self.weights = nnx.split(model)
@@ -135,11 +137,11 @@ class Engine:
         self.buckets = buckets(rule.budget)
         self._prefill = {}
         self.compiled_decode: Any = None
-        self.state = self.placement.empty(lambda: empty_state(self.program, batch_size, self.dtype))
+        self.state = self.placement.empty(lambda: empty_state(self.program, batch_size, self.dtype, kv))
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the buffer as allocated; equals L*B*K*S*H*2*itemsize."""
+        """Bytes of the buffer as allocated; equals L*B*K*S*H*2*itemsize, or with int8 L*B*K*S*(H+4)*2."""
         return self.state.cache.nbytes
 
     def check(self, request: Request, where: str = "") -> None:

@@ -18,6 +18,7 @@ from jkv.ops.evict import compact
 from jkv.ops.select import select
 from jkv.policies.base import Slots
 from jkv.policies.retention import priority, victim
+from jkv.quantized_kv import dense
 from jkv.sharding import per_shard
 from jkv.shards import anywhere, spread, write_row
 from jkv.state import EVICTION, DecodeState, Program, Scored, row_keys
@@ -44,8 +45,8 @@ def see_slots(program: Program, parameters: Any, books: DecodeState, layers: tup
         implementation=program.implementation,
         parameters=parameters,
         tokens=books.slot_tokens,
-        keys=tuple(layer.k for layer in layers) if needs.keys or needs.queries else None,
-        values=tuple(layer.v for layer in layers) if needs.values else None,
+        keys=tuple(dense(layer.k) for layer in layers) if needs.keys or needs.queries else None,
+        values=tuple(dense(layer.v) for layer in layers) if needs.values else None,
         queries=tuple(layer.queries for layer in layers) if needs.queries else None,  # pyright: ignore[reportArgumentType]
     )
 

@@ -100,6 +100,7 @@ def state_shardings(state: DecodeState, config: ModelConfig, mesh: Mesh) -> Deco
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if (part := _buffer(path)) is not None:
+            # Scales of an int8 buffer, [B, K, 1, S], are where its integers are.
             return NamedSharding(mesh, spec("BTNH" if part == "queries" else "BKSH"))
         return NamedSharding(mesh, spec(books if leaf.shape == slots else "B"))
 
@@ -109,7 +110,7 @@ def state_shardings(state: DecodeState, config: ModelConfig, mesh: Mesh) -> Deco
 def _buffer(path: tuple[Any, ...]) -> str | None:
     """'k', 'v' or 'queries' for a leaf of a layer's buffer."""
     names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-    return names[-1] if names[:2] == ["cache", "layers"] else None
+    return names[2] if names[:2] == ["cache", "layers"] else None
 
 
 def state_formats(state: DecodeState, config: ModelConfig, mesh: Mesh) -> DecodeState:

@@ -16,6 +16,7 @@ from jkv.axes import Array, Bool, Int, UInt32
 from jkv.cache import KVCache, LayerKV
 from jkv.ops.prefill_attention import prefill_attention
 from jkv.policies.base import NewTokens
+from jkv.quantized_kv import Buffer, like
 from jkv.shards import own_row, write_row
 from jkv.state import SAMPLING, DecodeState, Program, empty_scores, row_keys
 from jkv.step import emit, record
@@ -136,8 +137,9 @@ def fresh_row(program: Program, state: DecodeState, length, limit, key) -> Decod
 def _insert_prompt(layer: LayerKV, row, k, v, q, length, mine) -> LayerKV:
     """Keys and values [1, T, K, H] into the row's first T slots; what padding leaves behind ``length`` is dead."""
 
-    def put(slots: jax.Array, values: jax.Array) -> jax.Array:
-        return write_row(slots, jnp.swapaxes(values, 1, 2).astype(slots.dtype), row, mine)
+    def put(slots: Buffer, values: jax.Array) -> Buffer:
+        new = like(slots, jnp.swapaxes(values, 1, 2))
+        return jax.tree.map(lambda leaf, value: write_row(leaf, value, row, mine), slots, new)
 
     queries = layer.queries
     if queries is not None:

@@ -22,6 +22,7 @@ class DecodeConfig:
     model: str = "demo-llama"
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: Literal["int8"] | None = None
+    kv: Literal["int8"] | None = None
     policy: str = "dynts"
     budget: int | None = None
     window: int | None = None
@@ -135,6 +136,7 @@ HELP = {
     "model": "demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id",
     "dtype": "of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)",
     "weights": "int8: matrices as 8-bit integers with a scale a channel (default: of --dtype)",
+    "kv": "int8: keys and values as 8-bit integers with a scale a slot and head (default: of --dtype)",
     "policy": f"which tokens stay: {', '.join(policy_names())}",
     "budget": f"KV slots a row owns (demo models: {DEMO_BUDGET} unless given; full: not needed)",
     "window": "newest tokens, never evicted (default: an eighth of the budget; h2o: half of what is kept)",

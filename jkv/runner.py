@@ -63,10 +63,11 @@ def mesh_of(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | No
         return None
     model = model or read_config(locate(config.model))
     slots = config.budget or new_tokens_of(config)
-    dtype, weights, hosts = default_dtype(config.dtype), config.weights, here().count
+    hosts = here().count
     mesh = settle_mesh(
-        config.mesh, model, rows=config.batch_size, slots=slots, dtype=dtype, weights=weights, hosts=hosts
-    )
+        config.mesh, model, rows=config.batch_size, slots=slots, dtype=default_dtype(config.dtype),
+        weights=config.weights, kv=config.kv, hosts=hosts,
+    )  # fmt: skip
     if config.mesh == AUTO:
         text = f"mesh: {mesh_words(mesh, hosts)}, of {jax.device_count()} x {jax.local_devices()[0].device_kind}"
         Screen(stderr=True, quiet=config.quiet, highlight=False).print(text, soft_wrap=True)
@@ -134,7 +135,8 @@ def start(
     new_tokens = new_tokens_of(config)
     longest = max(len(p.prompt_ids) for p in problems) + new_tokens
     rule = config.retention(policy, longest=longest)
-    _check_memory(loaded.config.kv_bytes(rows, rule.budget, np.dtype(jnp.dtype(dtype)).itemsize))
+    itemsize = np.dtype(jnp.dtype(dtype)).itemsize
+    _check_memory(loaded.config.kv_bytes(rows, rule.budget, itemsize, config.kv))
     with _mendable():
         engine = (engines or Engines()).get(
             (_programs(config), rule),
@@ -148,6 +150,7 @@ def start(
             implementation=config.implementation,
             parameters=parameters,
             record_scores=config.trace,
+            kv=config.kv,
             mesh=mesh,
         )
     pairs = [(p, Request(p.id, p.prompt_ids, new_tokens, sample)) for p in problems for sample in range(config.samples)]
@@ -155,7 +158,8 @@ def start(
         engine.check(request, problem.where)
     requests = [r for _, r in pairs]
     identity = _identity(config, policy, dtype, (nnx.state(loaded.model), parameters), problems)
-    kv_bytes_full = loaded.config.kv_bytes(config.batch_size, longest, engine.dtype.itemsize)
+    # Of the buffer that the full cache would take, in the same form.
+    kv_bytes_full = loaded.config.kv_bytes(config.batch_size, longest, engine.dtype.itemsize, config.kv)
     words, device, traces = mesh_words(mesh, hosts.count), jax.local_devices()[0].device_kind, engine.traces
     kv_bytes = engine.kv_bytes * hosts.count
     closing = screen or (Screen(highlight=False) if show and not config.quiet else None)
@@ -258,6 +262,8 @@ def _identity(
     # A mesh changes nothing but rounding; what --weights changes is in the weights themselves.
     for name in ("out", "quiet", "mesh", "weights"):
         del identity[name]
+    if config.kv is None:  # said where it is something, so that earlier runs can go on
+        del identity["kv"]
     # A grading is named where it isn't the plain one, so that earlier runs can go on.
     prompts = [(p.id, p.prompt_ids, p.answer, *(() if p.grading == "exact" else (p.grading,))) for p in problems]
     prompts = json.dumps(prompts).encode()

@@ -92,14 +92,15 @@ class DecodeState:
         return self.position - 1
 
 
-def empty_state(program: Program, batch: int, dtype) -> DecodeState:
-    """A batch of idle rows."""
+def empty_state(program: Program, batch: int, dtype, kv: str | None = None) -> DecodeState:
+    """A batch of idle rows. kv: 'int8' for a buffer of that."""
     shape, rule = program.shape(batch), program.rule
     cache = empty_cache(
         program.config,
         batch,
         rule.budget,
         dtype=dtype,
+        kv=kv,
         per_head=rule.granularity == "head",
         recent_queries=program.policy.needs.queries,
     )

@@ -71,4 +71,5 @@ def summarise(
         "device": facts.device,
         "mesh": facts.mesh,
         "weights": config.weights,
+        "kv": config.kv,
     }

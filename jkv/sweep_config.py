@@ -16,7 +16,7 @@ _OF_A_POLICY = (
     "options", "predictor", "window", "sinks", "pin_prompt", "granularity", "ratio", "retain", "long_prompts",
     "batch_size",
 )  # fmt: skip
-_OF_A_MODEL = ("window", "sinks", "ratio", "retain", "batch_size", "dtype", "weights")
+_OF_A_MODEL = ("window", "sinks", "ratio", "retain", "batch_size", "dtype", "weights", "kv")
 # The words that the full cache has no use for.
 _OF_A_BUDGET = ("window", "ratio", "retain", "sinks", "pin_prompt", "granularity", "long_prompts")
 
@@ -33,6 +33,7 @@ class SweepConfig:
     register: list[str] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     weights: Literal["int8"] | None = None
+    kv: Literal["int8"] | None = None
     window: int | None = None
     ratio: float | None = None
     sinks: int | None = None
@@ -89,8 +90,8 @@ class SweepConfig:
         """
         # A dry run compiles for the mesh of another machine.
         mesh = None if self.dry_run else self.mesh
-        common = ("register", "dtype", "weights", "samples", "limit", "batch_size", "max_new_tokens", "temperature",
-                  "top_p", "top_k", "seed", "implementation", "quiet")  # fmt: skip
+        common = ("register", "dtype", "weights", "kv", "samples", "limit", "batch_size", "max_new_tokens",
+                  "temperature", "top_p", "top_k", "seed", "implementation", "quiet")  # fmt: skip
         shared = {"mesh": mesh, **{name: getattr(self, name) for name in common}}
         words = {name: getattr(self, name) for name in ("window", "ratio", "sinks", "pin_prompt", "granularity")}
         policies = self._policies()

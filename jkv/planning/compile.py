@@ -51,8 +51,8 @@ def abstract_parameters(
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A run to compile for: everything but the batch size. dtype: of weights, activations and buffer.  weights: 'int8'
-    if they are that."""
+    """A run to compile for: everything but the batch size. dtype: of weights, activations and buffer.  weights, kv:
+    'int8' if they are that."""
 
     config: ModelConfig
     mesh: Mesh
@@ -64,6 +64,7 @@ class Target:
     implementation: str = "auto"
     steps: int = STEPS
     weights: str | None = None
+    kv: str | None = None
 
     @functools.cached_property
     def program(self) -> tuple[Program, Any]:
@@ -83,7 +84,7 @@ class Target:
         """The program, and weights, state and parameters as shapes that say where they live."""
         check_mesh(self.config, rows, self.mesh)
         program, weights = self.program
-        state = jax.eval_shape(lambda: empty_state(program, rows, self.dtype))
+        state = jax.eval_shape(lambda: empty_state(program, rows, self.dtype, self.kv))
         return (
             program,
             _placed(weights, weight_shardings(weights, self.mesh)),

@@ -47,9 +47,9 @@ def _dims(text: str) -> tuple[int, ...]:
 def kv_copies(text: str, shape: tuple[int, ...]) -> list[str]:
     """'op name' of every instruction that makes a new array of at least the size of one device's K or V buffer.
 
-    shape: [B, K, S, H] of one device. Counted are results of as many elements in any arrangement, of any dtype of two
-    bytes or more. Not counted is what names a buffer that is there (parameters, tuples, loops, bitcasts) or writes into
-    it: dynamic-update-slice, scatter, fusions that end in one, and kernels whose result is one of their operands.
+    shape: [B, K, S, H] of one device. Counted are results of as many elements in any arrangement and dtype. Not
+    counted is what names a buffer that is there (parameters, tuples, loops, bitcasts) or writes into it:
+    dynamic-update-slice, scatter, fusions that end in one, and kernels whose result is one of their operands.
     """
     everything = list(instructions(text))
     inner = {called for i in everything if i.op != "call" for called in _CALLED.findall(i.rest)}
@@ -109,6 +109,17 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             size = max((_BYTES.get(dtype, 4) * math.prod(dims) for dtype, dims in i.shapes), default=0)
             largest[kind] = max(largest[kind], size)
     return {kind: {"count": count[kind], "largest_bytes": largest[kind]} for kind in sorted(count)}
+
+
+def collective_shapes(text: str) -> list[tuple[str, str]]:
+    """Of every collective its kind and what it hands over: 'bf16[32,1,4096]', of each part where it is a tuple."""
+    found = []
+    for i in instructions(text):
+        kind = i.op.removesuffix("-start")
+        if kind in COLLECTIVES:
+            parts = (f"{dtype}[{','.join(map(str, dims))}]" for dtype, dims in i.shapes)
+            found.append((kind, " ".join(parts)))
+    return sorted(found)
 
 
 def kernels(text: str) -> Counter[str]:

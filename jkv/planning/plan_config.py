@@ -39,6 +39,7 @@ class PlanConfig:
     register: list[str] | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     weights: Literal["int8"] | None = None
+    kv: Literal["int8"] | None = None
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int = 20

@@ -44,15 +44,16 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
         parse_mesh(config.mesh, len(devices))
     mesh = settle_mesh(
         config.mesh, model, rows=config.batch_size, slots=rule.budget, dtype=dtype, weights=config.weights,
-        devices=devices, usable=chip.usable,
+        kv=config.kv, devices=devices, usable=chip.usable,
     )  # fmt: skip
     assert mesh is not None
     widths = PUBLISHED_WIDTHS if OF_HUB.get(config.model, config.model) in shipped() else None
     policy, parameters = abstract_parameters(policy, model, dtype, widths)
     sampler = make_sampler(config.temperature, config.top_p, config.top_k)
     return chip, Target(
-        model, mesh, policy, parameters, rule, sampler, dtype, config.implementation, weights=config.weights
-    )
+        model, mesh, policy, parameters, rule, sampler, dtype, config.implementation, weights=config.weights,
+        kv=config.kv,
+    )  # fmt: skip
 
 
 def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
@@ -89,10 +90,10 @@ def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
         unit = target.mesh.shape[DATA]
         reading = prefill.temporaries if prefill is not None else 0  # one row at a time, whatever the batch
 
-        def peak_at(rows: int) -> int:
+        def peak_at(rows: int) -> int | None:
             compiled = decode_at(rows)
             if compiled is None:
-                return refused[rows].required or 2 * usable
+                return refused[rows].required
             return max(compiled.peak, compiled.peak - compiled.temporaries + reading)
 
         a_unit = (figures["kv_bytes"] + figures["state_bytes"]) * unit // rows
@@ -100,20 +101,30 @@ def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
     return figures
 
 
-def largest_batch(unit: int, start: int, usable: int, a_unit: int, peak_at: Callable[[int], int]) -> int:
+def largest_batch(unit: int, start: int, usable: int, a_unit: int, peak_at: Callable[[int], int | None]) -> int:
     """The most rows, a multiple of ``unit``, whose program takes at most ``usable`` bytes: that batch is compiled, and
     the next is ruled out by compiling it or by the line through compiled ones. 0: not even the smallest fits.
 
-    start: rows to begin with.  a_unit: bytes that ``unit`` rows of state take.  peak_at: bytes at so many rows.
+    start: rows to begin with.  a_unit: bytes that ``unit`` rows of state take.  peak_at: bytes at so many rows, or None
+    for a program that is refused for something else than its bytes (a small memory's scalars, at thousands of rows).
+    Where only that stands in the way, the answer is a batch that fits, but others above it may, too.
     """
     peaks: dict[int, int] = {}  # by units of rows
+    refused: set[int] = set()
     guess, good = max(1, start // unit), 0
     for _ in range(COMPILATIONS):
-        peaks[guess] = peak_at(guess * unit)
+        peak = peak_at(guess * unit)
+        if peak is None:
+            refused.add(guess)
+        else:
+            peaks[guess] = peak
         good = max((n for n, peak in peaks.items() if peak <= usable), default=0)
-        bad = min((n for n, peak in peaks.items() if peak > usable), default=math.inf)
+        bad = min((*refused, *(n for n, peak in peaks.items() if peak > usable)), default=math.inf)
         if bad == good + 1:
             break
+        if refused and bad == min(refused):  # no line leads there
+            guess = int(max(math.isqrt(good * int(bad)), good + 1)) if good else max(1, int(bad) // 8)
+            continue
         # Arguments grow by the row, temporaries nearly so: the next guess is on the line through the two nearest.
         near = sorted(peaks, key=lambda n: abs(peaks[n] - usable))[:2]
         growth = a_unit if len(near) < 2 else (peaks[near[0]] - peaks[near[1]]) / (near[0] - near[1])
@@ -153,6 +164,7 @@ def _figures(
         "window": rule.window,
         "dtype": config.dtype,
         "weights": config.weights,
+        "kv": config.kv,
         "fits": fits,
         "hbm_bytes": chip.hbm,
         "usable_bytes": chip.usable,

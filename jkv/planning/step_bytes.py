@@ -18,8 +18,8 @@ def shard_bytes(tree: Any) -> int:
 
 
 def kv_bytes(target: Target, rows: int) -> int:
-    """Bytes a device of the key and value buffers."""
-    whole = target.config.kv_bytes(rows, target.rule.budget, jnp.dtype(target.dtype).itemsize)
+    """Bytes a device of the key and value buffers, scales of int8 included."""
+    whole = target.config.kv_bytes(rows, target.rule.budget, jnp.dtype(target.dtype).itemsize, target.kv)
     return whole // target.mesh.size
 
 
@@ -46,7 +46,7 @@ def step_bytes(target: Target, rows: int) -> dict[str, int]:
     assert isinstance(state, DecodeState)
     of_weights = jnp.dtype(target.weights or target.dtype).itemsize
     embedding = 0 if c.tied_head else (c.vocab_size // model - b) * c.d_model * of_weights
-    slot = c.n_layers * b * (c.n_kv_heads // model) * c.head_dim * 2 * item
+    slot = c.kv_bytes(b, 1, item, target.kv) // model
     at_every_token = needs.hidden or needs.inputs
     bulk = target.policy.evicts and not rule.one_out
     return {

@@ -10,7 +10,7 @@ from jkv.run_config import HELP, DecodeConfig
 
 # The contract, spelled out a second time on purpose.
 FLAGS = {
-    "model": ("demo-llama", "demo-qwen"), "dtype": (None, "bfloat16"), "weights": (None, "int8"),
+    "model": ("demo-llama", "demo-qwen"), "dtype": (None, "bfloat16"), "weights": (None, "int8"), "kv": (None, "int8"),
     "policy": ("dynts", "full"), "budget": (None, "64"), "window": (None, "8"), "ratio": (None, "0.3"),
     "retain": (None, "60"), "sinks": (None, "4"),
     "pin_prompt": (None, None), "granularity": ("shared", "head"), "options": (None, None),

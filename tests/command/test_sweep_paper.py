@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 import jkv.predictor
-from jkv import sweep
+from converters.config import read_config
+from jkv import dry_run, sweep
 from jkv.engine import Engine
+from jkv.load import locate
 from jkv.report.published import read_published
 from jkv.report.results import MEAN
 from jkv.shipped import CONFIGS, FIGURES, OF_HUB
@@ -57,6 +59,26 @@ def test_a_dry_run_needs_no_weights(capsys, monkeypatch, tmp_path):
     assert f"{32 * 2500 * 2 * 32 * 8 * 128 * 2 / 2**30:.1f} GiB" in printed
     assert "15.0 GiB" in printed  # 8,030,261,248 parameters
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_int8(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = "--models demo-llama --policies window --budgets 96 --no-full --batch-size 8 --dtype bfloat16 --dry-run"
+    sizes = {}
+    for int8 in ((), ("--weights", "int8"), ("--kv", "int8")):
+        config = sweep.parse([*words.split(), *int8])
+        (row,) = (dry_run._sized(cell) for cell in config.cells())
+        sizes[int8] = row.weights, row.kv
+    c = read_config(locate("demo-llama"))
+    d, f, v, layers = c.d_model, c.d_ff, c.vocab_size, c.n_layers
+    n, k, h = c.n_heads, c.n_kv_heads, c.head_dim
+    matrices = v * d * (1 if c.tied_head else 2) + layers * (2 * d * (n + k) * h + 3 * d * f)
+    vectors = (2 * layers + 1) * d
+    channels = v * (1 if c.tied_head else 2) + layers * ((n + 2 * k) * h + d + 2 * f + d)
+    assert not c.qkv_bias
+    assert sizes[()] == (2 * (matrices + vectors), layers * 8 * k * 96 * h * 2 * 2)
+    assert sizes["--weights", "int8"] == (matrices + 4 * channels + 2 * vectors, sizes[()][1])
+    assert sizes["--kv", "int8"] == (sizes[()][0], layers * 8 * k * 96 * (h + 4) * 2)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 class Oracle:
     """Greedy decoding of one prompt. budget, retain, window, sinks, pin_prompt: as in jkv; per_head: granularity.
 
+    stored: what the cache makes of keys or values [.., H]. A token that is put in alone meets itself as it is stored;
+    the tokens of a prompt meet each other as they are.
+
     closest: how far apart, relative to their size, the two numbers were that the last run's closest decision hung on.
     """
 
@@ -37,6 +40,7 @@ class Oracle:
     sinks: int = 0
     pin_prompt: bool = False
     per_head: bool = False
+    stored: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
     closest: float = math.inf
 
     def run(
@@ -155,6 +159,10 @@ class Row:
                     torch.stack([torch.stack(x) for x in c[layer]]) for c in (self.cached_keys, self.cached_values)
                 ]
                 cache.update(stacked[0][None], stacked[1][None], layer)
+        stored, alone = self.rule.stored, len(tokens) == 1
+        if alone:
+            update = cache.update
+            cache.update = lambda k, v, *rest, **named: update(stored(k), stored(v), *rest, **named)
         positions = list(range(first, first + len(tokens)))
         with _watched(self.model) as seen:
             out = self.model(
@@ -167,8 +175,9 @@ class Row:
             self._remember(layer, seen)
             new: Any = cache.layers[layer]
             for head in range(self.n_heads):
-                self.cached_keys[layer][head].extend(new.keys[0, head, past:])
-                self.cached_values[layer][head].extend(new.values[0, head, past:])
+                for held, found in ((self.cached_keys, new.keys), (self.cached_values, new.values)):
+                    fresh = found[0, head, past:]
+                    held[layer][head].extend(fresh if alone else stored(fresh))
                 self.held[layer][head].extend(positions)
         for index, position in enumerate(positions):
             # Each token sees what is held up to itself.

@@ -15,10 +15,10 @@ from tests.tiny import complete, prompts
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True)
 
 
-def _run(policy, rule, implementation):
+def _run(policy, rule, implementation, kv=None):
     model = Decoder(CONFIG, rngs=nnx.Rngs(0))
     model.embed[...] = model.embed[...] * 30
-    engine = Engine(model, policy=policy, rule=rule, batch_size=2, eos_ids=(), implementation=implementation)
+    engine = Engine(model, policy=policy, rule=rule, batch_size=2, eos_ids=(), implementation=implementation, kv=kv)
     requests = [Request(str(i), prompt, 16) for i, prompt in enumerate(prompts(5, 11, 8))]
     done, evictions = complete(engine, requests, trace=True)
     assert engine.traces["decode"] == 1
@@ -27,16 +27,18 @@ def _run(policy, rule, implementation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("policy", "retain", "granularity"),
+    ("policy", "retain", "granularity", "kv"),
     [
-        ("h2o", 13, "shared"),
-        ("rkv", 13, "head"),
-        ("h2o", 15, "head"),
+        ("h2o", 13, "shared", None),
+        ("rkv", 13, "head", None),
+        ("h2o", 15, "head", None),
+        ("rkv", 13, "shared", "int8"),
+        ("h2o", 13, "head", "int8"),
     ],
 )
-def test_the_kernels_decode_as_xla_does(policy, retain, granularity, as_users_do):
+def test_the_kernels_decode_as_xla_does(policy, retain, granularity, kv, as_users_do):
     rule = Retention(16, retain, window=4, sinks=1, granularity=granularity)
-    expected = _run(get_policy(policy)(), rule, "xla")
+    expected = _run(get_policy(policy)(), rule, "xla", kv)
     assert all(len(evictions) >= 2 for _, _, evictions in expected.values())
     with dispatch.target("tpu"), pltpu.force_tpu_interpret_mode(INTERPRET):
-        assert _run(get_policy(policy)(), rule, "auto") == expected  # H = 12: all kernels but prefill's
+        assert _run(get_policy(policy)(), rule, "auto", kv) == expected  # H = 12: all kernels but prefill's

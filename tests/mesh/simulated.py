@@ -32,7 +32,7 @@ QWEN = ModelConfig("qwen2", 96, 40, 72, 2, 14, 2, 12, 1e4, qkv_bias=True)
 # KV heads for a model axis of eight.
 LLAMA_8 = ModelConfig("llama", 96, 48, 72, 2, 16, 8, 12, 1e4)
 QWEN_8 = ModelConfig("qwen2", 96, 40, 72, 2, 24, 8, 12, 1e4, qkv_bias=True)
-# name: model, policy, retain, granularity. retain 31 is one out, one in.
+# name: model, policy, retain, granularity. retain 31 is one out, one in; -int8 are the weights, -kv is the buffer.
 CASES = {
     "llama8-dynts": (LLAMA_8, "dynts", 24, "shared"),
     "llama8-rkv": (LLAMA_8, "rkv", 24, "shared"),
@@ -46,6 +46,7 @@ CASES = {
     "llama-rkv": (LLAMA, "rkv", 24, "shared"),
     "llama-window-int8": (LLAMA, "window", 24, "shared"),
     "llama-trimkv-head": (LLAMA, "trimkv", 31, "head"),
+    "qwen-h2o-kv": (QWEN, "h2o", 24, "shared"),
     "qwen-window-one-out": (QWEN, "window", 31, "shared"),
     "qwen-dynts-head": (QWEN, "dynts", 26, "head"),
     "qwen-h2o": (QWEN, "h2o", 24, "shared"),
@@ -76,7 +77,7 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
     policy, parameters = random_parameters(get_policy(name)(), config)
     engine = Engine(
         model, policy=policy, rule=Retention(S, retain, 4, 2, False, granularity), batch_size=B, eos_ids=(),
-        steps_per_call=16, parameters=parameters, mesh=mesh,
+        steps_per_call=16, parameters=parameters, mesh=mesh, kv="int8" if case.endswith("-kv") else None,
     )  # fmt: skip
     ids = prompts(*LENGTHS, vocabulary=96)
     todo = [Request(str(i), prompt, limit) for i, (prompt, limit) in enumerate(zip(ids, LIMITS, strict=True))]
@@ -84,9 +85,10 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
     assert set(engine.traces.values()) == {1}, engine.traces
     if mesh is not None:
         data, heads = mesh.shape["data"], mesh.shape["model"]
-        buffer = engine.state.cache.layers[0].k
+        buffer, *scale = jax.tree.leaves(engine.state.cache.layers[0].k)
         shard = (B // data, config.n_kv_heads // heads, S, config.head_dim)
         assert buffer.sharding.shard_shape(buffer.shape) == shard
+        assert [x.sharding.shard_shape(x.shape) for x in scale] in ([], [(*shard[:2], 1, S)])
         table = jax.tree.leaves(model.embed.get_value())[0]
         assert table.addressable_shards[0].data.shape == (96 // heads, config.d_model)
     return {

@@ -1,4 +1,7 @@
-"""int8 weights: what is quantised, how far logits move, and that decoding reads int8 and nothing else."""
+"""int8 weights: what is quantised, how far logits move (with an int8 KV buffer, too), and that decoding reads int8 and
+nothing else."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,10 @@ from jkv.config import ModelConfig
 from jkv.engine import Engine, Request
 from jkv.load import load
 from jkv.models import Decoder
+from jkv.models.attention import Attend, CausalAttention
 from jkv.models.quantized import contract, quantize_decoder, quantize_weight, rows_of
 from jkv.policies import Retention, Window
+from jkv.quantized_kv import quantize
 from tests.converters.conftest import random_decoder
 from tests.requests import complete, prompts
 
@@ -33,29 +38,45 @@ def model_of(config: ModelConfig, dtype="float32") -> Decoder:
     return model
 
 
-def logits(model: Decoder) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class RoundedAttention:
+    """Every token, its own included, is met as an int8 buffer stores it."""
+
+    def __call__(self, q, k, v, kv, x):
+        stored = (jnp.swapaxes(quantize(jnp.swapaxes(y, 1, 2), y.dtype).dense(), 1, 2) for y in (k, v))
+        return CausalAttention()(q, *stored, kv, x)
+
+
+def logits(model: Decoder, attend: Attend | None = None) -> np.ndarray:
     tokens = jnp.asarray([prompts(48, vocabulary=96)[0]])
-    run = jax.jit(lambda model, tokens: model.logits(model(tokens, jnp.arange(48)[None])[0]))
+    run = jax.jit(lambda model, tokens: model.logits(model(tokens, jnp.arange(48)[None], attend)[0]))
     return np.asarray(run(model, tokens), np.float64)
 
 
 @pytest.mark.parametrize("config", [LLAMA, QWEN], ids=["llama", "qwen2"])
 def test_how_far_logits_move(config):
-    """Root mean squares in units of the logits' own: int8 weights move them little more than bfloat16 does."""
+    """Root mean squares in units of the logits' own: int8 moves them little more than bfloat16 does."""
     exact = logits(model_of(config))
     spread = exact.std()
     table = {}
-    for name, dtype, int8 in (("bfloat16", "bfloat16", False), ("int8", "float32", True), ("both", "bfloat16", True)):
+    for name, dtype, weights, kv in (
+        ("bfloat16", "bfloat16", False, False), ("int8", "float32", True, False), ("both", "bfloat16", True, False),
+        ("kv", "float32", False, True), ("kv, bfloat16", "bfloat16", False, True),
+        ("all", "float32", True, True), ("all, bfloat16", "bfloat16", True, True),
+    ):  # fmt: skip
         model = model_of(config, dtype)
-        if int8:
+        if weights:
             quantize_decoder(model)
-        moved = logits(model) - exact
+        moved = logits(model, RoundedAttention() if kv else None) - exact
         agree = np.mean((exact + moved).argmax(-1) == exact.argmax(-1))
         table[name] = (np.sqrt((moved**2).mean()) / spread, np.abs(moved).max() / spread, agree)
     print(config.architecture, {name: [round(float(x), 4) for x in row] for name, row in table.items()})
     assert table["int8"][0] < 0.03
     assert table["both"][0] < 0.04
     assert 0 < table["int8"][0] < 4 * table["bfloat16"][0]
+    # A key's or value's scale is its own: the buffer moves logits less than weights do.
+    assert 0 < table["kv"][0] < table["int8"][0]
+    assert table["all, bfloat16"][0] < 0.04
 
 
 def test_what_is_quantised():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jkv.ops import dispatch
-from jkv.ops.decode_attention import decode_attention, pallas_tpu, reference, xla
+from jkv.ops.decode_attention import decode_attention, pallas_tpu, reference, xla, xla_dense
+from jkv.quantized_kv import Int8KV
 from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
 
 KV_HEADS = 2
@@ -190,6 +191,84 @@ def test_every_implementation_matches_the_reference(implementation, shape):
     again = run(*arrays, **options)
     for ours, theirs in zip(jax.tree.leaves((out, k, v, weights)), jax.tree.leaves(tuple(again)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
+
+
+# The int8 buffer: every implementation against the float32 reference of what its integers and scales stand for.
+
+
+def _rounded(x):
+    """NumPy: integers [.., H] and scales [..], of which the product is what is stored of x."""
+    x = np.nan_to_num(np.asarray(x, np.float32))
+    scale = np.abs(x).max(axis=-1) * np.float32(1 / 127)
+    return np.rint(x * (1 / np.where(scale == 0, np.float32(1), scale))[..., None]).astype(np.int8), scale
+
+
+def _int8_step(slots, group, dim, dtype, *, per_head):
+    """As ``_step``, with an int8 buffer whose dead slots and overwritten slots have NaN for a scale; and the float32
+    arrays that it stands for once the new token is in."""
+    q, k_new, v_new, k, v, slot, length = _step(slots, group, dim, dtype, per_head=per_head)
+    at = np.broadcast_to(np.asarray(slot).reshape(4, -1), (4, KV_HEADS))
+    buffers, wanted = [], []
+    for old, new in ((k, k_new), (v, v_new)):
+        dead = np.isnan(np.asarray(old, np.float32)).all(axis=-1)
+        (values, scale), (new_values, new_scale) = _rounded(old), _rounded(new)
+        stored = Int8KV(jnp.asarray(values), jnp.asarray(np.where(dead, np.nan, scale)[:, :, None]), jnp.dtype(dtype))
+        dense = np.where(dead[..., None], np.nan, values * scale[..., None])
+        for b, h in np.ndindex(4, KV_HEADS):
+            if 0 <= at[b, h] < length[b]:
+                dense[b, h, at[b, h]] = new_values[b, h] * new_scale[b, h]
+        buffers.append(stored)
+        wanted.append(jnp.asarray(dense))
+    return (q, k_new, v_new, *buffers, slot, length), (q.astype(jnp.float32), *wanted, length)
+
+
+INT8_SHAPES = [  # slots, group, dim, dtype
+    (127, 4, 64, jnp.float32),
+    (300, 7, 128, jnp.bfloat16),
+    *(
+        pytest.param(*shape, marks=pytest.mark.slow)
+        for shape in (
+            (1, 1, 64, jnp.float32), (128, 5, 128, jnp.bfloat16), (2500, 4, 128, jnp.float32),
+            (5000, 1, 64, jnp.bfloat16), (1100, 2, 32, jnp.float32),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("slots", "group", "dim", "dtype"), INT8_SHAPES)
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+def test_int8_matches_the_reference_of_what_it_stands_for(implementation, slots, group, dim, dtype):
+    arrays, wide = _int8_step(slots, group, dim, dtype, per_head=group % 2 == 1)
+    options = {"scale": dim**-0.5, "weights": group != 5}
+    run = IMPLEMENTATIONS.get(implementation) or functools.partial(decode_attention, implementation="reference")
+    out, k, v, weights = run(*arrays, **options)
+    if implementation == "pallas_tpu":
+        assert_no_race()
+    q, k_wide, v_wide, length = wide
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    assert out.dtype == dtype
+    _assert_close(out, reference.decode_attention(q, k_wide, v_wide, length, scale=dim**-0.5), tolerance)
+    np.testing.assert_array_equal(np.asarray(out[3], np.float32), 0)  # length 0
+    live = np.isfinite(np.asarray(k_wide))
+    for ours, stored in ((k, k_wide), (v, v_wide)):
+        assert isinstance(ours, Int8KV)
+        assert (ours.values.dtype, ours.scale.dtype) == (jnp.int8, jnp.float32)
+        np.testing.assert_array_equal(np.asarray(ours.dense(jnp.float32))[live], np.asarray(stored)[live])
+    if options["weights"]:
+        _assert_close(weights, reference.attention_weights(q, k_wide, length, scale=dim**-0.5), tolerance)
+
+
+def test_int8_elsewhere_than_on_cpu():
+    """The forms of `xla_dense` for GPU and TPU, run here."""
+    arrays, _ = _int8_step(127, 4, 64, jnp.float32, per_head=False)
+    q, length = arrays[0], arrays[-1]
+    _, k, v, _ = decode_attention(*arrays, implementation="reference")
+    expected = reference.decode_attention(q, k, v, length, scale=0.125)
+    _assert_close(xla_dense.attend(q, k, v, length, scale=0.125)[0], expected, 1e-5)
+    text = jax.jit(lambda *a: xla_dense.attend(*a, scale=0.125)[0]).trace(q, k, v, length).lower(
+        lowering_platforms=("tpu",)
+    ).as_text()  # fmt: skip
+    assert text.count("dot_general") == 2
 
 
 def test_only_occupied_blocks_are_fetched_and_one_tile_is_written():

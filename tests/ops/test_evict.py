@@ -7,6 +7,7 @@ import pytest
 
 from jkv.ops import dispatch
 from jkv.ops.evict import compact, pallas_tpu
+from jkv.quantized_kv import Int8KV
 from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
 
 IMPLEMENTATIONS = {
@@ -85,6 +86,44 @@ def test_every_bit_arrives(implementation, slots, kept, dim, dtype, per_head, ev
         _check_by_hand(new, old, source, evicting)
     for new, again in zip(got, run(k, v, source, rows), strict=True):
         assert np.asarray(new[:, :, :kept]).tobytes() == np.asarray(again[:, :, :kept]).tobytes()
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize(
+    ("slots", "kept", "dim", "per_head", "evicting"),
+    [
+        (300, 180, 64, False, [0, 1]),
+        pytest.param(127, 5, 64, True, [], marks=pytest.mark.slow),
+        pytest.param(300, 299, 32, True, [1], marks=pytest.mark.slow),
+        pytest.param(2500, 2372, 128, True, [0, 1], marks=pytest.mark.slow),
+    ],
+)
+def test_every_bit_of_int8_arrives_and_scales_go_along(implementation, slots, kept, dim, per_head, evicting):
+    if implementation == "reference":
+        slots, kept = min(slots, 11), min(kept, 6)
+    rng = np.random.default_rng(0)
+    _, _, source = _case(rows=2, heads=2, slots=slots, dim=dim, kept=kept, per_head=per_head)
+    buffers = []
+    for _ in range(2):
+        values = rng.integers(-128, 128, (2, 2, slots, dim), np.int8)
+        scale = rng.standard_normal((2, 2, 1, slots), np.float32)
+        scale[..., : len(HARD)] = HARD
+        scale[..., slots // 2] = np.nan
+        buffers.append(Int8KV(jnp.asarray(values), jnp.asarray(scale), jnp.float32))
+    rows = jnp.zeros(2, bool).at[jnp.asarray(evicting, jnp.int32)].set(True)
+    run = IMPLEMENTATIONS.get(implementation) or functools.partial(compact, implementation="reference")
+    got = run(*buffers, source, rows)
+    if implementation == "pallas_tpu":
+        assert_no_race()
+    for new, old in zip(got, buffers, strict=True):
+        for now, before in ((new.values, old.values), (new.scale[:, :, 0], old.scale[:, :, 0])):
+            now, before = (np.asarray(x).view(np.uint8 if x.ndim == 4 else np.uint32) for x in (now, before))
+            for b, head in np.ndindex(2, 2):
+                stay = np.asarray(source[b, head] if source.ndim == 3 else source[b])
+                if b in evicting:
+                    np.testing.assert_array_equal(now[b, head, :kept], before[b, head, stay])
+                else:
+                    np.testing.assert_array_equal(now[b, head], before[b, head])
 
 
 def test_only_rows_that_evict_are_moved_and_each_block_once():

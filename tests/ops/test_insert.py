@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jkv.ops.insert import insert
+from jkv.quantized_kv import quantize
 
 
 def _case(dtype=jnp.float32, shape=(5, 2, 7, 32)):
@@ -26,6 +27,28 @@ def test_matches_the_reference_and_leaves_the_rest(dtype, slots):
         for b, at in enumerate(slot[:3]):
             np.testing.assert_array_equal(new[b, :, at], token[b])
         np.testing.assert_array_equal(new[3:], old[3:])
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_int8_is_rounded_once_and_leaves_the_rest(per_head):
+    k, v, k_new, v_new = _case(jnp.bfloat16, (5, 2, 7, 32))
+    k, v = quantize(k, jnp.bfloat16), quantize(v, jnp.bfloat16)
+    slot = jnp.asarray([0, 6, 3, 7, -1], jnp.int32)
+    slot = jnp.stack([slot, slot[::-1]], axis=1) if per_head else slot
+    got = jax.jit(lambda *a: insert(*a, implementation="xla"))(k, v, k_new, v_new, slot)
+    expected = insert(k, v, k_new, v_new, slot, implementation="reference")
+    at = np.broadcast_to(np.asarray(slot).reshape(5, -1), (5, 2))
+    for new, same, old, token in zip(got, expected, (k, v), (k_new, v_new), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, new, same)
+        exact = np.asarray(token, np.float32)
+        for b, h in np.ndindex(5, 2):
+            others = np.arange(7) != at[b, h]
+            np.testing.assert_array_equal(new.values[b, h, others], old.values[b, h, others])
+            np.testing.assert_array_equal(new.scale[b, h, 0, others], old.scale[b, h, 0, others])
+            if 0 <= at[b, h] < 7:
+                step = np.abs(exact[b, h]).max() * np.float32(1 / 127)
+                assert float(new.scale[b, h, 0, at[b, h]]) == step
+                np.testing.assert_array_equal(new.values[b, h, at[b, h]], np.rint(exact[b, h] * (1 / step)))
 
 
 def test_donated_and_loop_carried_buffers_are_written_in_place():

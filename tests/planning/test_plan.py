@@ -151,6 +151,20 @@ def test_the_largest_batch_is_found_with_few_compilations(unit, start, usable):
     assert len(set(compiled)) == len(compiled)
 
 
+def test_what_is_refused_for_something_else_than_bytes_is_closed_in_on():
+    """A tiny model's bytes would allow 200,000 rows, but above 1,500 something else runs out."""
+    compiled = []
+
+    def peak_at(rows: int) -> int | None:
+        compiled.append(rows)
+        return 1000 + 5 * rows if rows <= 1500 else None
+
+    found = largest_batch(1, 32, 1_000_000, 5, peak_at)
+    assert 750 < found <= 1500
+    assert len(compiled) <= 5
+    assert largest_batch(1, 32, 1_000_000, 5, lambda rows: None) == 0
+
+
 # model, topology, mesh, policy, batch: two layers of real sizes.
 HAND = (
     ("r1-llama-8b", "v5e:2x4", {"data": 1, "model": 8}, "window", 32, 2500),

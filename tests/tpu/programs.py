@@ -1,7 +1,8 @@
 """Compiles decode programs for TPUs that aren't here and says what they are like, one JSON object a line.
 
 Run as ``python -m tests.tpu.programs LAYERS MODEL TOPOLOGY MESH POLICY BUDGET [MODEL ...]``: five words a program, or
-``all``; LAYERS 0 is the model's own depth. A process of its own: libtpu reads its environment when it is loaded.
+``all``; LAYERS 0 is the model's own depth; POLICY+kv, POLICY+weights and POLICY+kv+weights make those int8. A process
+of its own: libtpu reads its environment when it is loaded.
 """
 
 import dataclasses
@@ -38,9 +39,11 @@ def describe(layers: int, model: str, topology: str, mesh: str, policy: str, bud
     from jkv.planning.report import target_of
     from jkv.planning.step_bytes import kv_bytes
 
+    name, *int8 = policy.split("+")
     words = PlanConfig(
-        model=model, topology=topology, mesh=mesh, policy=policy, budget=int(budget), batch_size=BATCH, options=None
-    )
+        model=model, topology=topology, mesh=mesh, policy=name, budget=int(budget), batch_size=BATCH, options=None,
+        kv="int8" if "kv" in int8 else None, weights="int8" if "weights" in int8 else None,
+    )  # fmt: skip
     _, target = target_of(words)
     if layers:
         target = dataclasses.replace(target, config=dataclasses.replace(target.config, n_layers=layers))
@@ -61,6 +64,10 @@ def describe(layers: int, model: str, topology: str, mesh: str, policy: str, bud
         "aliased": hlo.aliased(compiled.text),
         "kernels": dict(hlo.kernels(compiled.text)),
         "collectives": hlo.collectives(compiled.text),
+        "sums": hlo.collective_shapes(compiled.text),
+        "d_model": c.d_model,
+        "budget": int(budget),
+        "rows": BATCH // sizes["data"],
     }
 
 

@@ -2,7 +2,9 @@
 batch 32, compiled for real TPUs by libtpu on this CPU: lean, in place, and with the kernels in it."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
@@ -21,6 +23,12 @@ DEEP = (
 # What tensor parallelism needs: sums after attention and feed-forward, the embedding's rows from whoever has them, the
 # best logits of each device; and flags of loops that agree.
 NEEDED = {"all-reduce", "all-gather"}
+# int8 buffers, with weights of the model's dtype and of int8; one chip has nobody to talk to.
+INT8 = (
+    ("r1-llama-8b", "v5e:2x4", "data=1,model=8", "rkv+kv", "2500"),
+    ("r1-qwen-7b", "v5e:1x1", "data=1,model=1", "dynts+kv+weights", "5000"),
+    ("r1-qwen-7b", "v5e:2x4", "data=2,model=4", "h2o+kv+weights", "5000"),
+)
 
 
 def compiled(layers: int, *programs: tuple[str, ...]) -> list[dict]:
@@ -46,6 +54,26 @@ def check(found: dict) -> None:
     assert all(kind["largest_bytes"] < found["layer_kv"] / 8 for kind in found["collectives"].values())
 
 
+def elements(shapes: str) -> int:
+    """Of the largest part of 'bf16[32,4096] f32[32]'."""
+    return max(math.prod(map(int, dims.split(","))) for dims in re.findall(r"\[([0-9,]+)\]", shapes))
+
+
+def check_sums(found: dict, rows: int) -> None:
+    """What devices tell each other, one by one. rows: of one place on the data axis."""
+    wide = rows * found["d_model"]
+    by_size = lambda size: [shapes for _, shapes in found["sums"] if elements(shapes) == size]
+    # Twice a layer, after attention and feed-forward, each row's hidden state; and the rows of the embedding.
+    assert len(by_size(wide)) == 2 * found["layers"] + 1, found["sums"]
+    for kind, shapes in found["sums"]:
+        if elements(shapes) == wide:
+            assert kind == "all-reduce"
+        elif kind == "all-gather":  # each device's 20 best logits, and which tokens they are
+            assert re.fullmatch(r"[fs]32\[\d+,20,\d+\]", shapes)
+        else:  # scores averaged over heads, [S] or [B, S], to choose what is evicted; a row's numbers; loops' flags
+            assert elements(shapes) <= rows * found["budget"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "model"), MESHES)
 def test_shallow(topology, model):
@@ -67,6 +95,18 @@ def test_every_program(topology, model):
     assert len(found) == len(mine) == len(POLICIES) * len(BUDGETS)
     for program in found:
         check(program)
+
+
+@pytest.mark.slow
+def test_int8_buffers():
+    for found in compiled(SHALLOW, *INT8):
+        check(found)
+        # Integers and scales of keys and values, each in place.
+        assert found["aliased"] >= 4 * found["layers"]
+        if " v5e:1x1 " in found["name"]:
+            assert found["sums"] == []
+        else:
+            check_sums(found, found["rows"])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int32
 from jkv.ops import dispatch
 from jkv.ops.decode_attention import pallas_gpu, pallas_tpu, reference, xla
 from jkv.ops.decode_attention.unfused import unfused
+from jkv.quantized_kv import Buffer
 
 _TABLE = {
     "xla": unfused(xla.decode_attention, xla.attention_weights, "xla"),
@@ -20,8 +21,8 @@ class DecodeAttention(NamedTuple):
     """out: in the dtype of q.  k, v: the buffers with the new token in.  weights: None unless asked for."""
 
     out: Float[Array, "B N H"]
-    k: Float[Array, "B K S H"]
-    v: Float[Array, "B K S H"]
+    k: Buffer
+    v: Buffer
     weights: Float[Array, "B N S"] | None
 
 
@@ -29,8 +30,8 @@ def decode_attention(
     q: Float[Array, "B N H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
     length: Int32[Array, "B"],
     *,
@@ -48,8 +49,10 @@ def decode_attention(
 
     Args:
       q: queries, [B, N, H].
-      k_new, v_new: one token a row, [B, K, H]; cast to the buffers' dtype.
-      k, v: the buffers, [B, K, S, H].
+      k_new, v_new: one token a row, [B, K, H]; cast to the buffers' dtype, or quantised: it is attended to as it is
+        stored.
+      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.quantized_kv.Int8KV`), multiplied by their scales as they
+        are read.
       slot: where the new token goes, int32 [B] (every KV head alike) or [B, K]: one of the row's first `length` slots.
         Any other number writes nothing.
       length: occupied slots of each row, the new token's included, int32 [B], each in 0..S.

@@ -23,6 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
 from jkv.ops.insert import xla as insert_xla
+from jkv.quantized_kv import Buffer, Int8KV
 
 BLOCK = 64  # slots
 STAGES = 2  # blocks of keys and of values on their way or in use; two thread blocks fit one multiprocessor
@@ -37,23 +38,25 @@ def decode_attention(
     q: Float[Array, "B N H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
     length: Int32[Array, "B"],
     *,
     scale: float,
     weights: bool = False,
     interpret: object = None,
-) -> tuple[Float[Array, "B N H"], Float[Array, "B K S H"], Float[Array, "B K S H"], Float[Array, "B N S"] | None]:
+) -> tuple[Float[Array, "B N H"], Buffer, Buffer, Float[Array, "B N S"] | None]:
     """The op of `jkv.ops.decode_attention` on Hopper. interpret: parameters of Pallas' GPU interpreter (CPU), or None.
 
     Raises:
-      NotImplementedError: another GPU than a Hopper; another dtype than bfloat16; H not 64 or 128; more than ROWS query
-        heads a KV head; B * K * S not a multiple of TILE.
+      NotImplementedError: another GPU than a Hopper; another dtype than bfloat16, int8 too; H not 64 or 128; more
+        than ROWS query heads a KV head; B * K * S not a multiple of TILE.
     """
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
+    if isinstance(k, Int8KV) or isinstance(v, Int8KV):
+        raise NotImplementedError("it multiplies bfloat16, not int8")
     _check(q, k, interpret)
     k, v = insert_xla.insert(k, v, k_new.astype(k.dtype), v_new.astype(v.dtype), slot)
     group = heads // kv_heads

@@ -3,6 +3,9 @@
 Grid (row, KV heads, block of slots). Blocks past a row's length are neither fetched nor computed: their steps name the
 next row's first block, which is then on its way early. The new token is the softmax's first term, so that no block has
 to be changed before it is used; of the buffer only the tile around its slot is written back, in place.
+
+An int8 buffer's blocks come as integers and are widened in VMEM, exactly, to the queries' dtype. A slot's scale
+multiplies what its integers' product is: the score with its key, the weight of its value.
 """
 
 import functools
@@ -15,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
-from jkv.ops.tpu import in_hbm, kernel_buffer
+from jkv.ops.tpu import cut_to, in_hbm, kernel_buffer, parts_of, two_parts
+from jkv.quantized_kv import Buffer, Int8KV, like
 from jkv.sharding import per_shard
 
 BLOCK_BYTES = 256 * 1024  # of keys fetched at a time: well above a grid step's fixed cost, well below a row
@@ -28,15 +32,15 @@ def decode_attention(
     q: Float[Array, "B N H"],
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
     length: Int32[Array, "B"],
     *,
     scale: float,
     weights: bool,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, Buffer, Buffer, jax.Array | None]:
     if k.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"the TPU kernel reads bfloat16 and float32, not {k.dtype}")
     run = functools.partial(_on_one_device, scale=scale, weights=weights, interpret=interpret)
@@ -50,9 +54,12 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
     group = heads // kv_heads
-    tile = min(32 // k.dtype.itemsize, slots)  # slots of one memory tile: the least that can be written
+    int8 = isinstance(k, Int8KV)
+    item = 1 if int8 else k.dtype.itemsize
+    tile = min(32 // item, slots)  # slots of one memory tile: the least that can be written
     together = kv_heads if slot.ndim == 1 else 1  # KV heads of one grid step: they must write the same slot
-    block = block_slots(slots, together * dim * k.dtype.itemsize, tile)
+    # Scales of a block lie along lanes, so it is whole lanes even where it is the only one.
+    block = block_slots(slots, together * dim * item, _LANES if int8 else tile)
     blocks = pl.cdiv(slots, block)
     slot = slot if slot.ndim == 2 else slot[:, None]
     length = jnp.clip(length, 0, slots)
@@ -77,10 +84,16 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
 
     one = lambda b, h, i, length, slot: (b, h, 0, 0)
     written = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b * turns + h], 0) // tile, 0)
-    kv_block = pl.BlockSpec((1, together, block, dim), of_block)
-    kv_tile = pl.BlockSpec((1, together, tile, dim), written)
+    lanes = lambda index: lambda *arguments: (*(at := index(*arguments))[:2], 0, at[2])  # slots on the last axis
+    of_scales = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b * turns + h], 0) // _LANES, 0)
+    kv_block: Any = pl.BlockSpec((1, together, block, dim), of_block)
+    kv_tile: Any = pl.BlockSpec((1, together, tile, dim), written)
     queries = pl.BlockSpec((1, together, group, dim), one)
-    new = pl.BlockSpec((1, together, 1, dim), one)
+    new: Any = pl.BlockSpec((1, together, 1, dim), one)
+    if int8:
+        kv_block = parts_of(k, kv_block, pl.BlockSpec((1, together, 1, block), lanes(of_block)))
+        kv_tile = parts_of(k, kv_tile, pl.BlockSpec((1, together, 1, _LANES), lanes(of_scales)))
+        new = parts_of(k, new, pl.BlockSpec((1, together, 1, 1), one))
     out_specs = [queries, kv_tile, kv_tile]
     if weights:
         last = lambda b, h, i, length, slot: (b, h, 0, jnp.minimum(i, jnp.maximum(pl.cdiv(length[b], block), 1) - 1))
@@ -92,7 +105,8 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
         in_hbm(v),
         *([jax.ShapeDtypeStruct((batch, kv_heads, group, slots), jnp.float32)] if weights else []),
     ]
-    moved = 2 * batch * kv_heads * slots * dim * k.dtype.itemsize
+    moved = 2 * batch * kv_heads * slots * dim * item
+    parts = 2 if int8 else 1
     found = pl.pallas_call(
         functools.partial(_kernel, scale=scale, block=block, tile=tile),
         out_shape=out_shape,
@@ -107,7 +121,8 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
                 pltpu.VMEM((together, group, dim), jnp.float32),
             ],
         ),
-        input_output_aliases={5: 1, 6: 2},
+        # Operands are counted by their parts, after two scalars, the queries and the new keys and values.
+        input_output_aliases={3 + 2 * parts + i: 1 + i for i in range(2 * parts)},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=4 * batch * heads * slots * dim, bytes_accessed=moved, transcendentals=batch * heads * slots
@@ -118,14 +133,23 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
         length,
         slot,
         q.reshape(batch, kv_heads, group, dim),
-        k_new[:, :, None].astype(k.dtype),
-        v_new[:, :, None].astype(v.dtype),
+        _new(k, k_new),
+        _new(v, v_new),
         k,
         v,
     )
     out, k, v, *logits = found
-    out, k, v = out.reshape(q.shape), k[:, :, :slots], v[:, :, :slots]
+    out, k, v = out.reshape(q.shape), cut_to(k, slots), cut_to(v, slots)
     return (out, k, v, _softmax(logits[0], length).reshape(batch, heads, slots)) if weights else (out, k, v)
+
+
+def _new(buffer: Buffer, new: Float[Array, "B K H"]) -> Any:
+    """The new keys or values [B, K, 1, H] as the buffer will hold them; integers as float32, of which one row is less
+    trouble to a TPU."""
+    stored = like(buffer, new[:, :, None])
+    if not isinstance(stored, Int8KV):
+        return stored
+    return parts_of(stored, stored.values.astype(jnp.float32), stored.scale)
 
 
 def block_slots(slots: int, slot_bytes: int, tile: int) -> int:
@@ -149,14 +173,14 @@ def _kernel(
     slot_ref,  # [B * heads of the grid]: -1 writes nothing
     # inputs
     q_ref,  # [1, k, G, H]
-    k_new_ref,  # [1, k, 1, H]
-    v_new_ref,  # [1, k, 1, H]
-    k_ref,  # [1, k, block, H]
-    v_ref,  # [1, k, block, H]
+    k_new_ref,  # [1, k, 1, H]; of int8 also scales [1, k, 1, 1]
+    v_new_ref,
+    k_ref,  # [1, k, block, H]; scales [1, k, 1, block]
+    v_ref,
     # outputs
     out_ref,  # [1, k, G, H]
-    k_tile_ref,  # [1, k, tile, H]
-    v_tile_ref,  # [1, k, tile, H]
+    k_tile_ref,  # [1, k, tile, H]; scales [1, k, 1, lanes]
+    v_tile_ref,
     *rest,  # logits [1, k, G, block] if asked for; scratch: top [k, G, 1], total [k, G, 1], weighted [k, G, H]
     scale: float,
     block: int,
@@ -166,33 +190,45 @@ def _kernel(
     b, h, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     length, slot, start = length_ref[b], slot_ref[b * pl.num_programs(1) + h], i * block
     writes = slot >= 0
-    precision = lax.Precision.HIGHEST if k_ref.dtype == jnp.float32 else None
+    k_ref, k_scale_ref = two_parts(k_ref)
+    v_ref, v_scale_ref = two_parts(v_ref)
+    k_new_ref, k_new_scale_ref = two_parts(k_new_ref)
+    v_new_ref, v_new_scale_ref = two_parts(v_new_ref)
+    multiplied = k_ref.dtype if k_scale_ref is None else q_ref.dtype
+    precision = lax.Precision.HIGHEST if multiplied == jnp.float32 else None
     dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
-    scores_with = lambda keys: dot(q_ref[0], keys, (((2,), (2,)), ((0,), (0,)))) * scale  # [k, G, keys]
+    # Integers are exact in float32 and bfloat16.
+    wide = lambda block: block if block.dtype == multiplied else block.astype(jnp.float32).astype(multiplied)
+    times = lambda x, scale_ref: x if scale_ref is None else x * scale_ref[0]
+
+    def scores_with_block():
+        """[k, G, keys]"""
+        return times(dot(q_ref[0], wide(k_ref[0]), (((2,), (2,)), ((0,), (0,)))) * scale, k_scale_ref)
 
     def new_scores():
         """[k, G, 1]: the query's scores with the new key."""
-        wide = q_ref[0].astype(jnp.float32) * k_new_ref[0].astype(jnp.float32)
-        return jnp.sum(wide, axis=2, keepdims=True) * scale
+        products = q_ref[0].astype(jnp.float32) * k_new_ref[0].astype(jnp.float32)
+        return times(jnp.sum(products, axis=2, keepdims=True) * scale, k_new_scale_ref)
 
     @pl.when(i == 0)
     def _():
         top_ref[...] = jnp.where(writes, new_scores(), _LOWEST)
         total_ref[...] = jnp.full(total_ref.shape, jnp.where(writes, 1.0, 0.0), jnp.float32)
-        value = jnp.where(writes, v_new_ref[0].astype(jnp.float32), 0.0)
+        value = jnp.where(writes, times(v_new_ref[0].astype(jnp.float32), v_new_scale_ref), 0.0)
         weighted_ref[...] = jnp.broadcast_to(value, weighted_ref.shape)
 
     def attend(*, some_dead: bool):
-        scores = scores_with(k_ref[0])
-        values = v_ref[0]
+        scores = scores_with_block()
+        values = wide(v_ref[0])
         lane = start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
         live = (lane < length) & (lane != slot)
         if some_dead:
             if logits_ref:
                 logits_ref[0][0] = jnp.where(lane == slot, new_scores(), scores)
             scores = jnp.where(live, scores, _LOWEST)
-            row = start + lax.broadcasted_iota(jnp.int32, values.shape, 1)
-            values = jnp.where((row < length) & (row != slot), values, jnp.zeros_like(values))
+            if v_scale_ref is None:
+                row = start + lax.broadcasted_iota(jnp.int32, values.shape, 1)
+                values = jnp.where((row < length) & (row != slot), values, jnp.zeros_like(values))
         elif logits_ref:
             logits_ref[0][0] = scores
         top = top_ref[...]
@@ -203,7 +239,10 @@ def _kernel(
         shrink = jnp.exp(top - higher)
         top_ref[...] = higher
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weight, axis=2, keepdims=True)
-        mixed = dot(weight.astype(values.dtype), values, (((2,), (1,)), ((0,), (0,))))
+        share = times(weight, v_scale_ref)
+        if some_dead and v_scale_ref is not None:  # a dead slot's integers are some number, its scale may be none
+            share = jnp.where(live, share, 0.0)
+        mixed = dot(share.astype(values.dtype), values, (((2,), (1,)), ((0,), (0,))))
         weighted_ref[...] = weighted_ref[...] * shrink + mixed
 
     here = (slot >= start) & (slot < start + block)
@@ -215,11 +254,22 @@ def _kernel(
     def _():
         inside = jnp.maximum(slot, 0) - start
         first = pl.multiple_of(inside // tile * tile, tile) if tile < block else 0
-        row = first + lax.broadcasted_iota(jnp.int32, (k_tile_ref.shape[1], tile, k_tile_ref.shape[3]), 1)
-        fresh = writes & (row == inside)
-        for tile_ref, block_ref, new_ref in ((k_tile_ref, k_ref, k_new_ref), (v_tile_ref, v_ref, v_new_ref)):
-            old = block_ref[0, :, pl.ds(first, tile), :]
-            tile_ref[0] = jnp.where(fresh, jnp.broadcast_to(new_ref[0], old.shape), old)
+        first_lane = pl.multiple_of(inside // _LANES * _LANES, _LANES) if block > _LANES else 0
+        for tile_ref, block_ref, new_ref, scale_ref, new_scale_ref in (
+            (k_tile_ref, k_ref, k_new_ref, k_scale_ref, k_new_scale_ref),
+            (v_tile_ref, v_ref, v_new_ref, v_scale_ref, v_new_scale_ref),
+        ):
+            tile_ref, scale_tile_ref = two_parts(tile_ref)
+            row = first + lax.broadcasted_iota(jnp.int32, tile_ref.shape[1:], 1)
+            old = block_ref[0, :, pl.ds(first, tile), :].astype(new_ref.dtype)
+            kept = jnp.where(writes & (row == inside), jnp.broadcast_to(new_ref[0], old.shape), old)
+            tile_ref[0] = kept.astype(tile_ref.dtype)
+            if scale_tile_ref is not None:
+                lane = first_lane + lax.broadcasted_iota(jnp.int32, scale_tile_ref.shape[1:], 2)
+                old = scale_ref[0, :, :, pl.ds(first_lane, _LANES)]
+                scale_tile_ref[0] = jnp.where(
+                    writes & (lane == inside), jnp.broadcast_to(new_scale_ref[0], old.shape), old
+                )
 
     @pl.when(i == pl.num_programs(2) - 1)
     def _():

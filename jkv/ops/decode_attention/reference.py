@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from jkv.quantized_kv import Buffer, Int8KV
+
 
 def decode_attention(
     q: Float[Array, "B N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     length: Int32[Array, "B"],
     *,
     scale: float,
@@ -19,8 +21,8 @@ def decode_attention(
     for b in range(rows):
         live = jnp.arange(k.shape[2], dtype=jnp.int32) < length[b]
         for n in range(heads):
-            keys = jnp.where(live[:, None], k[b, n // group].astype(jnp.float32), 0.0)
-            values = jnp.where(live[:, None], v[b, n // group].astype(jnp.float32), 0.0)
+            keys = jnp.where(live[:, None], _head(k, b, n // group), 0.0)
+            values = jnp.where(live[:, None], _head(v, b, n // group), 0.0)
             score = jnp.sum(keys * q[b, n].astype(jnp.float32)[None, :], axis=1) * jnp.float32(scale)
             weight = jax.nn.softmax(score, where=live)
             out.append(jnp.sum(weight[:, None] * values, axis=0) * (length[b] > 0).astype(jnp.float32))
@@ -28,7 +30,7 @@ def decode_attention(
 
 
 def attention_weights(
-    q: Float[Array, "B N H"], k: Float[Array, "B K S H"], length: Int32[Array, "B"], *, scale: float
+    q: Float[Array, "B N H"], k: Buffer, length: Int32[Array, "B"], *, scale: float
 ) -> Float[Array, "B N S"]:
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
@@ -36,7 +38,13 @@ def attention_weights(
     for b in range(rows):
         live = jnp.arange(k.shape[2], dtype=jnp.int32) < length[b]
         for n in range(heads):
-            keys = jnp.where(live[:, None], k[b, n // group].astype(jnp.float32), 0.0)
+            keys = jnp.where(live[:, None], _head(k, b, n // group), 0.0)
             score = jnp.sum(keys * q[b, n].astype(jnp.float32)[None, :], axis=1) * jnp.float32(scale)
             out.append(jnp.where(live, jax.nn.softmax(score, where=live), 0.0))
     return jnp.stack(out).reshape(rows, heads, -1)
+
+
+def _head(buffer: Buffer, b: int, head: int) -> Float[Array, "S H"]:
+    if isinstance(buffer, Int8KV):
+        return buffer.values[b, head].astype(jnp.float32) * buffer.scale[b, head, 0][:, None]
+    return buffer[b, head].astype(jnp.float32)

@@ -6,7 +6,7 @@ Two forms, chosen by static shape and dtype alone, so that a row's arithmetic ne
   scores come out [B, K, S, G]: the mirrored dot makes XLA:CPU transpose the keys first, at twice the cost. The barriers
   keep XLA from mirroring it back.
 - blocks: otherwise. An online softmax over blocks of slots up to the longest row's length; one block is sliced out at a
-  time and widened to float32.
+  time and widened to float32 (int8 times its scales).
 """
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jkv.ops.decode_attention import xla_dense
 from jkv.ops.rows import row_sum
+from jkv.quantized_kv import Buffer, Int8KV, by_part, dense
 
 WHOLE = 512  # slots
 BLOCK = 256  # slots
@@ -25,8 +26,8 @@ _LOWEST = -1e30
 
 def decode_attention(
     q: Float[Array, "B N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     length: Int32[Array, "B"],
     *,
     scale: float,
@@ -34,10 +35,10 @@ def decode_attention(
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
 
-    def on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array) -> jax.Array:
+    def on_cpu(q: jax.Array, k: Buffer, v: Buffer, length: jax.Array) -> jax.Array:
         query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
-        form = _whole if slots <= WHOLE and k.dtype == jnp.float32 else _blocks
-        weighted, total = form(query, k, v, length)
+        whole = slots <= WHOLE and not isinstance(k, Int8KV) and k.dtype == jnp.float32
+        weighted, total = (_whole if whole else _blocks)(query, k, v, length)
         out = weighted / jnp.where(total > 0, total, jnp.float32(1))[..., None]
         return out.reshape(q.shape).astype(q.dtype)
 
@@ -46,12 +47,12 @@ def decode_attention(
 
 
 def attention_weights(
-    q: Float[Array, "B N H"], k: Float[Array, "B K S H"], length: Int32[Array, "B"], *, scale: float
+    q: Float[Array, "B N H"], k: Buffer, length: Int32[Array, "B"], *, scale: float
 ) -> Float[Array, "B N S"]:
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
 
-    def on_cpu(q: jax.Array, k: jax.Array, length: jax.Array) -> jax.Array:
+    def on_cpu(q: jax.Array, k: Buffer, length: jax.Array) -> jax.Array:
         query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
         weight = _weights(query, k, _live(length, jnp.int32(0), slots))
         total = row_sum(weight)
@@ -62,11 +63,10 @@ def attention_weights(
     return lax.platform_dependent(q, k, length, cpu=on_cpu, default=elsewhere)
 
 
-def _weights(
-    query: Float[Array, "B K G H"], k: Float[Array, "B K S H"], live: Bool[Array, "B 1 1 S"]
-) -> Float[Array, "B K G S"]:
+def _weights(query: Float[Array, "B K G H"], k: Buffer, live: Bool[Array, "B 1 1 S"]) -> Float[Array, "B K G S"]:
     """Softmax weights before division by their total."""
-    score = jnp.where(live, _scores(query, k), jnp.float32(_LOWEST))
+    scores = _scores_by_block(query, k) if isinstance(k, Int8KV) else _scores(query, k)
+    score = jnp.where(live, scores, jnp.float32(_LOWEST))
     return jnp.where(live, jnp.exp(score - _top(score)[..., None]), jnp.float32(0))
 
 
@@ -74,6 +74,24 @@ def _scores(query: Float[Array, "B K G H"], k: Float[Array, "B K S H"]) -> Float
     columns = lax.optimization_barrier(jnp.swapaxes(query, 2, 3).astype(k.dtype))
     score = lax.dot_general(k, columns, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
     return jnp.swapaxes(lax.optimization_barrier(score), 2, 3)
+
+
+def _scores_by_block(query: Float[Array, "B K G H"], k: Int8KV) -> Float[Array, "B K G S"]:
+    slots = k.shape[2]
+    block = min(BLOCK, slots)
+
+    def body(i: jax.Array, score: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * block, slots - block)
+        return lax.dynamic_update_slice_in_dim(score, _scores(query, _block_of(k, start, block)), start, 3)
+
+    nothing = jnp.zeros((*query.shape[:3], slots), jnp.float32)
+    return lax.fori_loop(jnp.int32(0), jnp.int32(-(-slots // block)), body, nothing)
+
+
+def _block_of(buffer: Buffer, start: jax.Array, block: int) -> Float[Array, "B K block H"]:
+    """``block`` slots from ``start`` on, float32."""
+    cut = lambda leaf, *, axis: lax.dynamic_slice_in_dim(leaf, start, block, axis)
+    return dense(by_part(cut, buffer), jnp.float32)
 
 
 def _weigh(weight: Float[Array, "B K G S"], v: Float[Array, "B K S H"]) -> Float[Array, "B K G H"]:
@@ -127,7 +145,7 @@ def _mend(
 
 
 def _blocks(
-    query: Float[Array, "B K G H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], length: Int32[Array, "B"]
+    query: Float[Array, "B K G H"], k: Buffer, v: Buffer, length: Int32[Array, "B"]
 ) -> tuple[Float[Array, "B K G H"], Float[Array, "B K G"]]:
     slots = k.shape[2]
     block = min(BLOCK, slots)
@@ -137,8 +155,7 @@ def _blocks(
         start = jnp.minimum(i * block, slots - block)  # the last block may overlap the one before
         fresh = start + jnp.arange(block, dtype=jnp.int32) >= i * block
         live = _live(length, start, block) & fresh[None, None, None, :]
-        keys = lax.dynamic_slice_in_dim(k, start, block, 2).astype(jnp.float32)
-        values = lax.dynamic_slice_in_dim(v, start, block, 2).astype(jnp.float32)
+        keys, values = _block_of(k, start, block), _block_of(v, start, block)
         values = jnp.where(jnp.swapaxes(live, 2, 3), values, jnp.float32(0))
         score = jnp.where(live, _scores(query, keys), jnp.float32(_LOWEST))
         higher = jnp.maximum(top, _top(score))

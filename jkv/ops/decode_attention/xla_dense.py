@@ -5,18 +5,23 @@ NaN, so values of dead slots need a mask, and a masked operand of a dot would be
 
 - on TPU the dot reads the values as they are, and rows that come out broken are done again, one at a time;
 - elsewhere the weighted values are summed without a dot: the mask is then part of reading them.
+
+An int8 buffer's scales multiply scores and weights. Its integers are widened as they are read: into the operand of a
+dot on TPU, into a sum elsewhere.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int8, Int32
+
+from jkv.quantized_kv import Buffer, Int8KV
 
 
 def attend(
     q: Float[Array, "B N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     length: Int32[Array, "B"],
     *,
     scale: float,
@@ -30,12 +35,18 @@ def attend(
     weight = attention_weights(q, k, length, scale=scale)
     live = jnp.arange(k.shape[2], dtype=jnp.int32)[None, :] < length[:, None]
     grouped = weight.reshape(batch, k.shape[1], -1, k.shape[2])
-    out = lax.platform_dependent(grouped, v, live, tpu=_dot, default=_sum)
+    if isinstance(v, Int8KV):
+        # A dead slot's scale may be NaN.
+        scaled = jnp.where(live[:, None, None], grouped * v.scale, jnp.float32(0)).astype(q.dtype)
+        dot = lambda weight, v: _einsum("BKGS,BKSH->BKGH", weight, v.astype(weight.dtype))
+        out = lax.platform_dependent(scaled, v.values, tpu=dot, default=_sum_int8)
+    else:
+        out = lax.platform_dependent(grouped, v, live, tpu=_dot, default=_sum)
     return out.reshape(q.shape).astype(q.dtype), weight if weights else None
 
 
 def attention_weights(
-    q: Float[Array, "B N H"], k: Float[Array, "B K S H"], length: Int32[Array, "B"], *, scale: float
+    q: Float[Array, "B N H"], k: Buffer, length: Int32[Array, "B"], *, scale: float
 ) -> Float[Array, "B N S"]:
     """The softmax weights of each slot, float32; zero at dead ones."""
     batch, heads, dim = q.shape
@@ -43,11 +54,32 @@ def attention_weights(
     query = (q.astype(jnp.float32) * jnp.float32(scale)).astype(k.dtype)
     query = query.reshape(batch, kv_heads, heads // kv_heads, dim)
     live = (jnp.arange(slots, dtype=jnp.int32)[None, :] < length[:, None])[:, None, None]
-    score = jnp.einsum("BKGH,BKSH->BKGS", query, k, precision=_precision(k), preferred_element_type=jnp.float32)
+    if isinstance(k, Int8KV):
+        dot = lambda query, k: _einsum("BKGH,BKSH->BKGS", query, k.astype(query.dtype))
+        score = lax.platform_dependent(query, k.values, tpu=dot, default=_scores_int8) * k.scale
+    else:
+        score = _einsum("BKGH,BKSH->BKGS", query, k)
     score = jnp.where(live, score, jnp.float32(-1e30))
     weight = jnp.where(live, jnp.exp(score - jnp.max(score, axis=-1, keepdims=True)), jnp.float32(0))
     total = jnp.sum(weight, axis=-1, keepdims=True)
     return (weight / jnp.where(total > 0, total, jnp.float32(1))).reshape(batch, heads, slots)
+
+
+def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Added up in float32."""
+    return jnp.einsum(spec, a, b, precision=_precision(b), preferred_element_type=jnp.float32)
+
+
+def _scores_int8(query: Float[Array, "B K G H"], k: Int8[Array, "B K S H"]) -> Float[Array, "B K G S"]:
+    wide = query.astype(jnp.float32)
+    each = (jnp.sum(wide[:, :, g, None] * k.astype(jnp.float32), axis=3) for g in range(query.shape[2]))
+    return jnp.stack(list(each), axis=2)
+
+
+def _sum_int8(weight: Float[Array, "B K G S"], v: Int8[Array, "B K S H"]) -> Float[Array, "B K G H"]:
+    wide = weight.astype(jnp.float32)
+    each = (jnp.sum(wide[:, :, g, :, None] * v.astype(jnp.float32), axis=2) for g in range(weight.shape[2]))
+    return jnp.stack(list(each), axis=2)
 
 
 def _precision(x: jax.Array) -> lax.Precision | None:
@@ -72,7 +104,7 @@ def _dot(
     cut = lambda x, b: lax.dynamic_slice_in_dim(x, b, 1)
 
     def weigh(weight: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.einsum("BKGS,BKSH->BKGH", weight, v, precision=_precision(v), preferred_element_type=jnp.float32)
+        return _einsum("BKGS,BKSH->BKGH", weight, v)
 
     def next_row(after: jax.Array) -> jax.Array:
         return jnp.min(jnp.where(broken & (row > after), row, jnp.int32(batch)))

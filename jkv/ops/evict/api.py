@@ -1,9 +1,10 @@
 """compact: a bulk eviction moves the kept slots of the evicting rows to the front."""
 
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Int32
 
 from jkv.ops import dispatch
 from jkv.ops.evict import pallas_tpu, reference, xla
+from jkv.quantized_kv import Buffer
 
 _TABLE = {
     "xla": xla.compact,
@@ -13,20 +14,20 @@ _TABLE = {
 
 
 def compact(
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     source: Int32[Array, "B R"] | Int32[Array, "B K R"],
     rows: Bool[Array, "B"],
     *,
     implementation: str = "auto",
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+) -> tuple[Buffer, Buffer]:
     """Where `rows[b]`, slot j < R of row b becomes what slot `source[..., j]` held, bit for bit; later slots are dead.
 
     Rows that do not evict are neither read nor written (if none does, the TPU kernel writes one block back as it was).
     In place when the buffers are donated or loop-carried: the largest temporary is one row's R kept slots.
 
     Args:
-      k, v: the buffers, [B, K, S, H].
+      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.quantized_kv.Int8KV`), whose scales move along.
       source: the kept slots, int32 [B, R] (every KV head alike) or [B, K, R]; ascending along R, within 0..S-1, R <= S.
         Entries of rows that do not evict are ignored.
       rows: which rows evict, bool [B].

@@ -1,20 +1,33 @@
 """compact, one slot at a time. For tests; it shares no code with the other implementations."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Int32
+
+from jkv.quantized_kv import Buffer, Int8KV
 
 
 def compact(
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     source: Int32[Array, "B R"] | Int32[Array, "B K R"],
     rows: Bool[Array, "B"],
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    old_k, old_v = k, v
-    for b in range(k.shape[0]):
-        for head in range(k.shape[1]):
+) -> tuple[Buffer, Buffer]:
+    return _front(k, source, rows), _front(v, source, rows)
+
+
+def _front(buffer: Buffer, source: jax.Array, rows: jax.Array) -> Buffer:
+    if isinstance(buffer, Int8KV):
+        scale = jnp.swapaxes(_moved(jnp.swapaxes(buffer.scale, 2, 3), source, rows), 2, 3)
+        return Int8KV(_moved(buffer.values, source, rows), scale, buffer.dtype)
+    return _moved(buffer, source, rows)
+
+
+def _moved(old: jax.Array, source: jax.Array, rows: jax.Array) -> jax.Array:
+    new = old
+    for b in range(old.shape[0]):
+        for head in range(old.shape[1]):
             kept = source[b, head] if source.ndim == 3 else source[b]
             for j in range(kept.shape[0]):
-                k = k.at[b, head, j].set(jnp.where(rows[b], old_k[b, head, kept[j]], old_k[b, head, j]))
-                v = v.at[b, head, j].set(jnp.where(rows[b], old_v[b, head, kept[j]], old_v[b, head, j]))
-    return k, v
+                new = new.at[b, head, j].set(jnp.where(rows[b], old[b, head, kept[j]], old[b, head, j]))
+    return new

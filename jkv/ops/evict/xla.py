@@ -3,22 +3,24 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Int32
+
+from jkv.quantized_kv import Buffer, by_part
 
 
 def compact(
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     source: Int32[Array, "B R"] | Int32[Array, "B K R"],
     rows: Bool[Array, "B"],
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+) -> tuple[Buffer, Buffer]:
     batch, heads, _, _ = k.shape
     row = jnp.arange(batch, dtype=jnp.int32)
 
     def next_row(after: jax.Array) -> jax.Array:
         return jnp.min(jnp.where(rows & (row > after), row, jnp.int32(batch)))
 
-    def body(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def body(state: tuple[jax.Array, Buffer, Buffer]) -> tuple[jax.Array, Buffer, Buffer]:
         b, k, v = state
         kept = lax.dynamic_index_in_dim(source, b, 0, keepdims=False)
         kept = jnp.broadcast_to(kept, (heads, kept.shape[-1]))
@@ -28,8 +30,14 @@ def compact(
     return k, v
 
 
-def _move(buffer: Float[Array, "B K S H"], b: jax.Array, kept: Int32[Array, "K R"]) -> Float[Array, "B K S H"]:
-    head = jnp.arange(kept.shape[0], dtype=jnp.int32)[:, None]
-    front = buffer.at[b, head, kept].get(mode="clip")  # [K, R, H]: read before the write below, so overlap is safe
-    zero = jnp.int32(0)
-    return lax.dynamic_update_slice(buffer, front[None], (b, zero, zero, zero))
+def _move(buffer: Buffer, b: jax.Array, kept: Int32[Array, "K R"]) -> Buffer:
+    head, zero = jnp.arange(kept.shape[0], dtype=jnp.int32)[:, None], jnp.int32(0)
+
+    def move(leaf: jax.Array, *, axis: int) -> jax.Array:
+        at = (b, head, kept) if axis == 2 else (b, head, zero, kept)
+        # [K, R, H] or [K, R], read before the write below, so overlap is safe.
+        front = leaf.at[at].get(mode="clip")
+        front = front[None] if axis == 2 else front[None, :, None]
+        return lax.dynamic_update_slice(leaf, front, (b, zero, zero, zero))
+
+    return by_part(move, buffer)

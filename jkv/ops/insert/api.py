@@ -4,26 +4,27 @@ from jaxtyping import Array, Float, Int32
 
 from jkv.ops import dispatch
 from jkv.ops.insert import reference, xla
+from jkv.quantized_kv import Buffer
 
 _TABLE = {"xla": xla.insert, "reference": reference.insert, "pallas": dispatch.pallas("insert")}
 
 
 def insert(
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
     *,
     implementation: str = "auto",
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+) -> tuple[Buffer, Buffer]:
     """Writes `k_new[b]`, `v_new[b]` into slot `slot[b]` (or `slot[b, head]`) of row b, in place if donated or carried.
 
     A row (or head) whose slot is outside 0..S-1 is left as it is, so S marks a row that has nothing to write.
 
     Args:
-      k, v: the buffers, [B, K, S, H].
-      k_new, v_new: one token per row, [B, K, H]; cast to the buffers' dtype.
+      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.quantized_kv.Int8KV`).
+      k_new, v_new: one token per row, [B, K, H]; cast to the buffers' dtype, or quantised.
       slot: int32, [B] (every KV head alike) or [B, K].
       implementation: 'auto', 'xla', 'reference' or 'pallas'.
 

@@ -3,14 +3,27 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from jkv.quantized_kv import Buffer, Int8KV
+
 
 def insert(
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+) -> tuple[Buffer, Buffer]:
     slot = slot[:, None] if slot.ndim == 1 else slot
-    here = (jnp.arange(k.shape[2], dtype=jnp.int32)[None, None, :] == slot[:, :, None])[..., None]
-    return jnp.where(here, k_new[:, :, None], k), jnp.where(here, v_new[:, :, None], v)
+    here = jnp.arange(k.shape[2], dtype=jnp.int32)[None, None, :] == slot[:, :, None]
+    return _put(k, k_new, here), _put(v, v_new, here)
+
+
+def _put(buffer: Buffer, new, here) -> Buffer:
+    if not isinstance(buffer, Int8KV):
+        return jnp.where(here[..., None], new[:, :, None], buffer)
+    wide = new.astype(jnp.float32)
+    step = jnp.maximum(jnp.max(wide, axis=-1), -jnp.min(wide, axis=-1)) * jnp.float32(1 / 127)
+    whole = jnp.rint(wide * (1 / jnp.where(step == 0, 1.0, step))[..., None])
+    values = jnp.where(here[..., None], whole[:, :, None], buffer.values.astype(jnp.float32))
+    scale = jnp.where(here, step[:, :, None], buffer.scale[:, :, 0])
+    return Int8KV(values.astype(jnp.int8), scale[:, :, None], buffer.dtype)

@@ -4,37 +4,48 @@ On CPU one scatter index a row; elsewhere one a row and head. A row's scatter ma
 of the buffer, which copies all of it twice a step; a head's doesn't.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from jkv.quantized_kv import Buffer, by_part, like
+
 
 def insert(
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: Buffer,
+    v: Buffer,
     k_new: Float[Array, "B K H"],
     v_new: Float[Array, "B K H"],
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+) -> tuple[Buffer, Buffer]:
     slots = jnp.int32(k.shape[2])
     at = jnp.where(slot < 0, slots, slot)  # a negative index would count from the end; past the end is dropped
+    k_new, v_new = like(k, k_new[:, :, None]), like(v, v_new[:, :, None])
     if slot.ndim == 2:
         return _by_head(k, v, k_new, v_new, at)
     return lax.platform_dependent(k, v, k_new, v_new, at, cpu=_by_row, default=_by_head)
 
 
-def _by_row(
-    k: jax.Array, v: jax.Array, k_new: jax.Array, v_new: jax.Array, at: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _by_row(k: Buffer, v: Buffer, k_new: Any, v_new: Any, at: jax.Array) -> tuple[Buffer, Buffer]:
     row = jnp.arange(k.shape[0], dtype=jnp.int32)
-    return k.at[row, :, at].set(k_new, mode="drop"), v.at[row, :, at].set(v_new, mode="drop")
+
+    def put(leaf: jax.Array, new: jax.Array, *, axis: int) -> jax.Array:
+        where = (row, slice(None), at) if axis == 2 else (row, slice(None), 0, at)
+        return leaf.at[where].set(new[:, :, 0] if axis == 2 else new[:, :, 0, 0], mode="drop")
+
+    return by_part(put, k, k_new), by_part(put, v, v_new)
 
 
-def _by_head(
-    k: jax.Array, v: jax.Array, k_new: jax.Array, v_new: jax.Array, at: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _by_head(k: Buffer, v: Buffer, k_new: Any, v_new: Any, at: jax.Array) -> tuple[Buffer, Buffer]:
     rows, heads = k.shape[:2]
     at = jnp.broadcast_to(at[:, None] if at.ndim == 1 else at, (rows, heads))
     row, head = jnp.arange(rows, dtype=jnp.int32)[:, None], jnp.arange(heads, dtype=jnp.int32)[None, :]
-    return k.at[row, head, at].set(k_new, mode="drop"), v.at[row, head, at].set(v_new, mode="drop")
+
+    def put(leaf: jax.Array, new: jax.Array, *, axis: int) -> jax.Array:
+        where = (row, head, at) if axis == 2 else (row, head, 0, at)
+        return leaf.at[where].set(new[:, :, 0] if axis == 2 else new[:, :, 0, 0], mode="drop")
+
+    return by_part(put, k, k_new), by_part(put, v, v_new)
