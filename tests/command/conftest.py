@@ -68,4 +68,4 @@ def run(capfd) -> Callable[..., Result]:
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     """All lines of a JSONL file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
