@@ -8,6 +8,7 @@ import pytest
 from jkv.ops import dispatch
 from jkv.ops.decode_attention import decode_attention, pallas_tpu, reference, xla, xla_dense
 from jkv.quantized_kv import Int8KV
+from tests.compilation import users_jit
 from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
 
 KV_HEADS = 2
@@ -99,15 +100,16 @@ def test_weights_are_those_of_the_reference(dtype):
 )
 def test_a_row_has_the_same_bits_whatever_stands_beside_it(kv_heads, group, slots):
     arrays = _case(32, group, slots, 64, kv_heads=kv_heads, dead=3.0)
-    whole = np.asarray(xla_op(*arrays))
-    weights = np.asarray(attention_weights(arrays[0], arrays[1], arrays[3]))
+    attend, weigh = users_jit(xla_op), users_jit(attention_weights)
+    whole = np.asarray(attend(*arrays))
+    weights = np.asarray(weigh(arrays[0], arrays[1], arrays[3]))
     poisoned = _case(32, group, slots, 64, kv_heads=kv_heads, dead=np.nan)
     for batch in (1, 3, 8, 16, 32):
         rows = np.random.default_rng(batch).permutation(32)[:batch]  # other rows, other lengths beside them
-        np.testing.assert_array_equal(xla_op(*(a[rows] for a in arrays)), whole[rows])
-        np.testing.assert_array_equal(xla_op(*(a[rows] for a in poisoned)), whole[rows])
+        np.testing.assert_array_equal(attend(*(a[rows] for a in arrays)), whole[rows])
+        np.testing.assert_array_equal(attend(*(a[rows] for a in poisoned)), whole[rows])
         q, k, _, length = (a[rows] for a in arrays)
-        np.testing.assert_array_equal(attention_weights(q, k, length), weights[rows])
+        np.testing.assert_array_equal(weigh(q, k, length), weights[rows])
 
 
 def test_the_buffer_is_not_copied():

@@ -1,0 +1,3 @@
+"""How its programs are compiled."""
+
+from tests.compilation import quick_compilation as quick_compilation
