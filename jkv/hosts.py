@@ -105,7 +105,7 @@ def need_out(out: str | None) -> pathlib.Path:
 def refuse(what: str) -> None:
     """For commands that are for one host. Raises UserError if several are asked for."""
     if os.environ.get(ADDRESS) or _tpu_workers() > 1:
-        raise UserError(f"{what} runs on one host", where="here are several", mend="start it on a machine of its own")
+        raise UserError(f"{what} runs on one host, here are several", mend="start it on a machine of its own")
 
 
 def leave_at_once(error: BaseException) -> None:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from jkv import runner
+from jkv.engine import Completion
 from jkv.grader import Grader, Verdict
 from jkv.run_config import DecodeConfig
 from jkv.tasks.marking import Marking
@@ -122,7 +123,7 @@ def test_what_is_finished_is_kept_when_the_run_is_interrupted(wordy, graded_task
 
     def interrupted(self, *arguments, **options):
         for event in decode(self, *arguments, **options):
-            if isinstance(event, runner.Completion):
+            if isinstance(event, Completion):
                 finished.append(event.request.id)
             yield event
             if len(finished) == 3:

@@ -28,7 +28,7 @@ def test_wrong_words_in_the_environment(monkeypatch):
     monkeypatch.setenv(hosts.COUNT, "two")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES: 'two' is no number"):
         hosts.join()
-    with pytest.raises(UserError, match="train_predictor runs on one host; start it on a machine"):
+    with pytest.raises(UserError, match="train_predictor runs on one host, here are several; start"):
         train_predictor.main(["--model", "demo-llama"])
     monkeypatch.setenv(hosts.COUNT, "2")
     monkeypatch.setenv(hosts.INDEX, "5")
