@@ -5,8 +5,7 @@ is put in; eviction moves integers and scale as they are, and whoever reads them
 product with the integers of a key by the key's scale, an attention weight by the value's scale.
 
 Scales lie along the last axis, [B, K, 1, S], as attention weights do: with S next to last, each would fill a register
-of a TPU. They are float32, as bfloat16 would save nothing there (an axis of 1 is padded to 2 of them) and would move
-the largest number of a slot by up to 1/512.
+of a TPU. They are float32: as bfloat16, of which a TPU pads an axis of 1 to 2, they would take as many bytes.
 """
 
 from collections.abc import Callable

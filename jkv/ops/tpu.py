@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jkv.quantized_kv import Buffer, Int8KV, by_part
 
 
-def kernel_buffer(buffer: Buffer, padded: int, *, interpret: Any) -> Buffer:
+def kernel_buffer(buffer: Buffer, padded: int, *, interpret: Any) -> Any:
     """The KV buffer as a kernel's operand that is updated in place.
 
     On TPU it is held in HBM: the compiler would move a buffer that fits into VMEM there and back, all of it. The
@@ -27,7 +27,7 @@ def kernel_buffer(buffer: Buffer, padded: int, *, interpret: Any) -> Buffer:
     return by_part(pad, buffer)
 
 
-def cut_to(buffer: Buffer, slots: int) -> Buffer:
+def cut_to(buffer: Buffer, slots: int) -> Any:
     """The first ``slots`` slots: all of them, but for the interpreter's padding."""
     return by_part(lambda leaf, *, axis: jax.lax.slice_in_dim(leaf, 0, slots, axis=axis), buffer)
 
