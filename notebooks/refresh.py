@@ -1,5 +1,6 @@
 """Run the notebooks again and write their outputs: python notebooks/refresh.py [FILE.ipynb ...]
 
+With --check nothing is run: it says which notebooks have outputs that their code didn't make, and fails if one has.
 Each runs in an empty directory, on CPU and without the hub, as in continuous integration. The Colab badge and the
 install cell are written anew from the repository's address in pyproject.toml, the one place that has it.
 """
@@ -62,7 +63,6 @@ def settle(notebook: Any, name: str) -> None:
     notebook["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "jkv": {"code": digest(notebook)},
     }
 
 
@@ -101,15 +101,36 @@ def _small(output: Any) -> Any:
     return output
 
 
+def stale(notebook: Any) -> str | None:
+    """What is wrong with a notebook's outputs, if anything: not run as a whole, or changed since."""
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
+        return "was not run from top to bottom"
+    return None if notebook["metadata"].get("jkv") == {"code": digest(notebook)} else "has code that was not run"
+
+
+def check(paths: list[pathlib.Path]) -> None:
+    """Leave with 1 if a notebook is stale."""
+    found = {path.name: stale(nbformat.read(path, as_version=4)) for path in paths}
+    for name, what in found.items():
+        if what is not None:
+            print(f"{name}: {what}; run python notebooks/refresh.py notebooks/{name}", file=sys.stderr)
+    sys.exit(int(any(found.values())))
+
+
 def main(names: list[str]) -> None:
     """All notebooks, or those named."""
+    paths = [pathlib.Path(name) for name in names if name != "--check"] or sorted(HERE.glob("*.ipynb"))
+    if "--check" in names:
+        check(paths)
     # On a busy machine XLA says that it compiles slowly.
     os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    for path in map(pathlib.Path, names or sorted(map(str, HERE.glob("*.ipynb")))):
+    for path in paths:
         notebook: Any = nbformat.read(path, as_version=4)
         settle(notebook, path.name)
         started = time.perf_counter()
         execute(notebook)
+        notebook["metadata"]["jkv"] = {"code": digest(notebook)}
         nbformat.write(notebook, path)
         print(f"{path.name}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1000:.0f} kB")
 
