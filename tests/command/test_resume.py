@@ -73,7 +73,8 @@ def assert_same(out, whole):
     assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 12])
 def test_kill_9(shell, whole, tmp_path, kills):
     out, rng = tmp_path / "out", random.Random(kills)
     assert len(read_jsonl(whole / "samples.jsonl")) == PROBLEMS * SAMPLES

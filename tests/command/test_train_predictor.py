@@ -158,7 +158,7 @@ def test_a_predictor_of_another_width_is_refused(trained, run, tmp_path, wordy):
         (("--layer", 3), "--layer: 3 is none of the model's 3 layers"),
         (("--label", "all"), "argument --label: invalid choice: 'all'"),
         (("--data", ""), "--data: is empty"),
-        (("--task", "aime24"), "aime24"),
+        pytest.param(("--task", "aime24"), "aime24", marks=pytest.mark.slow),  # it looks for the hub
     ],
 )
 def test_bad_flags_are_one_line(train, tmp_path, words, expected):
