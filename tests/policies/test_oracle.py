@@ -209,8 +209,8 @@ def by_score(row: tuple, rule: Retention) -> bool:
 def grid() -> list:
     """All cases, granularities and models, evicting in bulk and one out in turn: each case meets both.
 
-    The quick run has every other case once, the slow one the others, and of all the other granularity on a second model,
-    the exhaustive one the rest.
+    The quick run has every other case once, the slow one the rest of them, and of all the other granularity on a second
+    model; the exhaustive one what is left.
     """
     names = dict.fromkeys(CASES, (LLAMA, QWEN2, QWEN3))
     for name in ("expected_attention", "triattention"):
