@@ -107,7 +107,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     mine.write_text(yaml.safe_dump(config), "utf-8")
     compiled: list[str] = []
     compile_ = Engine._compile
-    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[1].__name__), compile_(*a))[1])
+    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[2].__name__), compile_(*a))[1])
     out = tmp_path / "out"
     sweep.main(["--config", str(mine), "--overlay", "paper", "--out", str(out), "--quiet"])
 
