@@ -84,7 +84,7 @@ def assert_same(out: pathlib.Path, whole: pathlib.Path) -> None:
     for path in whole.glob("runs/*/*/*/summary.json"):
         one, two = (json.loads(p.read_text()) for p in (path, out / path.relative_to(whole)))
         assert {k: v for k, v in two.items() if k not in TIMED} == {k: v for k, v in one.items() if k not in TIMED}
-    left = [str(path.relative_to(out)) for path in out.rglob("*") if "host" in path.name]
+    left = [str(path.relative_to(out)) for path in out.rglob("*") if path.suffix == ".part" or path.name == ".hosts"]
     assert not left, "parts are folded, and the note of the meeting is gone"
 
 

@@ -66,7 +66,10 @@ class Browser:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
         self.driver.execute_async_script(FRAMES)
         ActionChains(self.driver).move_to_element(token).perform()
-        return self.js("const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.textContent")
+        said, until = "", time.monotonic() + 10  # a busy machine delivers the mouse late
+        while not said and time.monotonic() < until:
+            said = self.js("const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.textContent")
+        return said
 
 
 @pytest.fixture(scope="module")
