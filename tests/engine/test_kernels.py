@@ -25,15 +25,14 @@ def _run(policy, rule, implementation, kv=None):
     return {key: (value.token_ids, value.kept, evictions[key]) for key, value in done.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "retain", "granularity", "kv"),
     [
-        ("h2o", 13, "shared", None),
-        ("rkv", 13, "head", None),
-        ("h2o", 15, "head", None),
-        ("rkv", 13, "shared", "int8"),
-        ("h2o", 13, "head", "int8"),
+        pytest.param("h2o", 13, "shared", None, marks=pytest.mark.slow),
+        pytest.param("rkv", 13, "head", None, marks=pytest.mark.slow),
+        pytest.param("h2o", 15, "head", None, marks=pytest.mark.exhaustive),
+        pytest.param("rkv", 13, "shared", "int8", marks=pytest.mark.slow),
+        pytest.param("h2o", 13, "head", "int8", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_kernels_decode_as_xla_does(policy, retain, granularity, kv, as_users_do):

@@ -45,13 +45,18 @@ def test_the_same_on_every_mesh(case):
     _same_on((case,), MESHES_OF_EIGHT)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in EIGHT])
+OTHERS = [case for case in CASES if case not in EIGHT]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.exhaustive if i % 2 else pytest.mark.slow) for i, c in enumerate(OTHERS)],
+)
 def test_every_policy_the_same(case):
     _same_on((case,), ("data=2,model=2",))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", FEW_HEADS)
 def test_the_same_on_one_axis(case):
     _same_on((case,), ("data=4,model=1", "data=1,model=2"))
