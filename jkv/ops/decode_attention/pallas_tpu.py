@@ -264,7 +264,7 @@ def _kernel(
             old = block_ref[0, :, pl.ds(first, tile), :].astype(new_ref.dtype)
             kept = jnp.where(writes & (row == inside), jnp.broadcast_to(new_ref[0], old.shape), old)
             tile_ref[0] = kept.astype(tile_ref.dtype)
-            if scale_tile_ref is not None:
+            if scale_tile_ref is not None and scale_ref is not None:
                 lane = first_lane + lax.broadcasted_iota(jnp.int32, scale_tile_ref.shape[1:], 2)
                 old = scale_ref[0, :, :, pl.ds(first_lane, _LANES)]
                 scale_tile_ref[0] = jnp.where(

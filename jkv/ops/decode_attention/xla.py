@@ -37,8 +37,10 @@ def decode_attention(
 
     def on_cpu(q: jax.Array, k: Buffer, v: Buffer, length: jax.Array) -> jax.Array:
         query = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, dim) * jnp.float32(scale)
-        whole = slots <= WHOLE and not isinstance(k, Int8KV) and k.dtype == jnp.float32
-        weighted, total = (_whole if whole else _blocks)(query, k, v, length)
+        if isinstance(k, Int8KV) or isinstance(v, Int8KV) or slots > WHOLE or k.dtype != jnp.float32:
+            weighted, total = _blocks(query, k, v, length)
+        else:
+            weighted, total = _whole(query, k, v, length)
         out = weighted / jnp.where(total > 0, total, jnp.float32(1))[..., None]
         return out.reshape(q.shape).astype(q.dtype)
 

@@ -152,6 +152,7 @@ def _kernel(
 
     def gather_scales(scale_ref, goes):
         """Of the scales, as bits: [k, 1, 2 blocks]."""
+        assert scale_bits_ref is not None
         total = jnp.zeros(scale_bits_ref.shape[1:], jnp.int32)
         bits = lax.bitcast_convert_type(scale_ref[0], jnp.int32)
         for shift in (0, 8, 16, 24):
@@ -170,7 +171,7 @@ def _kernel(
         goes = destinations()
         for n, (_, _, ref, scale_ref) in enumerate(buffers):
             bits_ref[n] |= gather(ref, goes)
-            if scale_ref is not None:
+            if scale_ref is not None and scale_bits_ref is not None:
                 scale_bits_ref[n] |= gather_scales(scale_ref, goes)
 
     for n, (tile_ref, scale_tile_ref, ref, scale_ref) in enumerate(buffers):
@@ -180,7 +181,7 @@ def _kernel(
             whole = bits_ref[n, :, :block]
             whole = whole if tile_ref.dtype == jnp.int8 else lax.bitcast_convert_type(whole, jnp.float32)
             tile_ref[0] = whole.astype(tile_ref.dtype)
-            if scale_tile_ref is not None:
+            if scale_tile_ref is not None and scale_bits_ref is not None:
                 scale_tile_ref[0] = lax.bitcast_convert_type(scale_bits_ref[n, :, :, :block], jnp.float32)
 
         @pl.when((some_ref[0] == 0) & (c == 0))

@@ -23,10 +23,10 @@ def insert(
 ) -> tuple[Buffer, Buffer]:
     slots = jnp.int32(k.shape[2])
     at = jnp.where(slot < 0, slots, slot)  # a negative index would count from the end; past the end is dropped
-    k_new, v_new = like(k, k_new[:, :, None]), like(v, v_new[:, :, None])
+    new = like(k, k_new[:, :, None]), like(v, v_new[:, :, None])
     if slot.ndim == 2:
-        return _by_head(k, v, k_new, v_new, at)
-    return lax.platform_dependent(k, v, k_new, v_new, at, cpu=_by_row, default=_by_head)
+        return _by_head(k, v, *new, at)
+    return lax.platform_dependent(k, v, *new, at, cpu=_by_row, default=_by_head)
 
 
 def _by_row(k: Buffer, v: Buffer, k_new: Any, v_new: Any, at: jax.Array) -> tuple[Buffer, Buffer]:
