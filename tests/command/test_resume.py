@@ -90,37 +90,29 @@ def test_kill_9(shell, whole, tmp_path):
     assert_same(out, whole)
 
 
-@pytest.mark.skipif(
+_IGNORED = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
     reason="a shell that starts this in the background ignores SIGINT",
 )
-def test_ctrl_c_says_how_to_continue(shell, whole, tmp_path):
-    out = tmp_path / "out"
-    process = shell(out, "--quiet")
-    assert stop_in_the_middle(process, out, signal.SIGINT, random.Random(0))
-    printed, err = process.communicate()
-    assert process.returncode == 130
-    n = lines(out / "samples.jsonl")
-    assert err == (
-        f"interrupted: {n} of {PROBLEMS * SAMPLES} samples are finished and kept in {out}: "
-        "run the same command to continue\n"
-    )
-    assert printed == ""
-    process = shell(out, "--quiet")
-    assert process.communicate(timeout=120) == ("", "")
-    assert_same(out, whole)
 
 
-def test_sigterm_says_how_to_continue(shell, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code", "word"),
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=_IGNORED),
+        pytest.param(signal.SIGTERM, 143, "terminated"),
+    ],
+)
+def test_a_signal_says_how_to_continue(shell, whole, tmp_path, sent, code, word):
     out = tmp_path / "out"
     process = shell(out, "--quiet")
-    assert stop_in_the_middle(process, out, signal.SIGTERM, random.Random(1))
+    assert stop_in_the_middle(process, out, sent, random.Random(code))
     printed, err = process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == code
     n = lines(out / "samples.jsonl")
     assert (out / "samples.jsonl").read_bytes().endswith(b"\n")
     assert err == (
-        f"terminated: {n} of {PROBLEMS * SAMPLES} samples are finished and kept in {out}: "
+        f"{word}: {n} of {PROBLEMS * SAMPLES} samples are finished and kept in {out}: "
         "run the same command to continue\n"
     )
     assert printed == ""
