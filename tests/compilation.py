@@ -1,8 +1,8 @@
 """How tests compile: most of their time is XLA's, so what checks logic alone does without its optimisations.
 
-tests/conftest.py leaves out XLA's newer emitters for the whole session, which take half of a small program's
-compilation; a package whose conftest imports ``quick_compilation`` leaves out most optimisations, too. A test of bits,
-or of the compiled program itself, asks for what users get.
+tests/conftest.py leaves out XLA's newer emitters for the whole session where it can (tests/quick_flags.py); a package
+whose conftest imports ``quick_compilation`` leaves out most optimisations, too. A test of bits, or of the compiled
+program itself, asks for what users get.
 """
 
 import contextlib
@@ -14,9 +14,7 @@ import jax
 import pytest
 
 from jkv.placement import OneDevice
-
-QUICK_FLAG = "--xla_cpu_use_fusion_emitters=false"
-_USERS = {"xla_cpu_use_fusion_emitters": True}
+from tests.quick_flags import QUICK_FLAGS, USERS_OPTIONS
 
 
 @contextlib.contextmanager
@@ -24,7 +22,7 @@ def optimised(yes: bool) -> Iterator[None]:
     """While the block runs, engines compile their programs as users do, or without most optimisations."""
 
     def as_users_do(self, function, arguments, outputs, formats):
-        return jax.jit(function, donate_argnums=1).lower(*arguments).compile(compiler_options=_USERS)
+        return jax.jit(function, donate_argnums=1).lower(*arguments).compile(compiler_options=USERS_OPTIONS)
 
     before = jax.config.values["jax_disable_most_optimizations"]
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +59,7 @@ def users_jit(function: Callable[..., Any]) -> Callable[..., Any]:
         if key not in compiled:
             before = jax.config.values["jax_disable_most_optimizations"]
             jax.config.update("jax_disable_most_optimizations", False)
-            compiled[key] = jitted.lower(*arguments).compile(compiler_options=_USERS)
+            compiled[key] = jitted.lower(*arguments).compile(compiler_options=USERS_OPTIONS)
             jax.config.update("jax_disable_most_optimizations", before)
         return compiled[key](*arguments)
 
@@ -70,7 +68,7 @@ def users_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def quick_environment(devices: int = 1) -> dict[str, str]:
     """The environment of a process that compiles in the same way, on so many simulated devices."""
-    flags = [f"--xla_force_host_platform_device_count={devices}", QUICK_FLAG]
+    flags = [f"--xla_force_host_platform_device_count={devices}", *QUICK_FLAGS]
     return {
         **os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": " ".join(flags),
     }  # fmt: skip

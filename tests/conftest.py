@@ -2,11 +2,13 @@
 
 import os
 
+from tests.quick_flags import QUICK_FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Half of a small program's compilation; see tests/compilation.py, which may be imported only after this.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+# tests/compilation.py has the rest of quick compilation; it imports JAX, so only what comes after this may import it.
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_FLAGS]).strip()
 
 import jax
 from jaxtyping import install_import_hook

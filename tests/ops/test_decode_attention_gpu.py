@@ -84,13 +84,17 @@ def test_interpreted_kernel_is_the_reference(batch, kv_heads, group, slots, dim)
 def test_only_occupied_blocks_are_fetched(length, monkeypatch):
     *arrays, slot, _ = _case(1, 2, 4, 400, 64)
     fetched = []
-    execute = callbacks.DeviceLocalMemoryTransfer.execute
+    if newer := getattr(callbacks, "AsyncCopyGmemToSmemTask", None):  # JAX 0.11
+        copy, method = newer, "__call__"
+    else:
+        copy, method = callbacks.DeviceLocalMemoryTransfer, "execute"
+    execute = getattr(copy, method)
 
     def counting(self, token):
         fetched.append(self)
         return execute(self, token)
 
-    monkeypatch.setattr(callbacks.DeviceLocalMemoryTransfer, "execute", counting)
+    monkeypatch.setattr(copy, method, counting)
     lengths = jnp.full((1,), length, jnp.int32)
     jax.block_until_ready(pallas_gpu.decode_attention(*arrays, slot, lengths, scale=0.1, interpret=_interpreter()))
     splits = max(1, -(-(400 + 7) // pallas_gpu.BLOCK) // pallas_gpu.SHORTEST)

@@ -240,8 +240,9 @@ def _multiply(a, b, *, transposed, interpret):
     """a @ b, or a @ b.T, by the tensor cores. a: in shared memory or in registers; b: in shared memory."""
     if interpret is not None:  # the interpreter knows neither transposed operands nor such in registers
         left, right = (x[...].astype(jnp.float32) for x in (a, b))
+        plgpu.commit_smem()  # plain reads, unlike the tensor cores', are not over for the next copy without it
         return left @ (right.T if transposed else right)
-    b = plgpu.transpose_ref(b, (1, 0)) if transposed else b
+    b = b.T if transposed else b
 
     def product(total):
         plgpu.wgmma(total, a, b)
