@@ -17,6 +17,7 @@ from jkv.cache import LayerKV
 from jkv.eviction import evict, row_of
 from jkv.policies.base import Needs, NewTokens
 from jkv.prefill import fresh_row, put_row
+from jkv.pytree import pytree, static
 from jkv.quantized_kv import Buffer, by_part, dense, like
 from jkv.shards import of_owner, own_row
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
@@ -32,7 +33,7 @@ def piece_length(program: Program) -> int:
     return min(CHUNK, rule.budget, max(_SMALLEST, rule.budget - rule.retain) if program.policy.evicts else CHUNK)
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class ChunkAttention:
     """A piece's way to meet keys: it goes into the row's next slots, and each token attends to what is there then.
 
@@ -44,7 +45,7 @@ class ChunkAttention:
     position: Int[Array, " T"]
     length: Int[Array, ""]
     count: Int[Array, ""]
-    needs: Needs
+    needs: Needs = static()
 
     def __call__(self, q, k, v, kv, x):
         layer: LayerKV = kv

@@ -16,6 +16,7 @@ from jkv.axes import Array, Bool, Int, UInt32
 from jkv.cache import KVCache, LayerKV
 from jkv.ops.prefill_attention import prefill_attention
 from jkv.policies.base import NewTokens
+from jkv.pytree import pytree, static
 from jkv.quantized_kv import Buffer, like
 from jkv.shards import own_row, write_row
 from jkv.state import SAMPLING, DecodeState, Program, empty_scores, row_keys
@@ -32,11 +33,11 @@ def buckets(budget: int, smallest: int = 32) -> tuple[int, ...]:
     return (*sizes, budget)
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class PrefillAttention:
     """Causal attention over the prompt; ``kv`` out is (q, k, v, x)."""
 
-    implementation: str
+    implementation: str = static()
 
     def __call__(self, q, k, v, kv, x):
         del kv

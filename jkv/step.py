@@ -14,11 +14,12 @@ from jkv.models.decoder import Decoder
 from jkv.ops.decode_attention import decode_attention
 from jkv.ops.rows import pad_rows
 from jkv.policies.base import Needs, NewTokens
+from jkv.pytree import pytree, static
 from jkv.shards import anywhere
 from jkv.state import SAMPLING, DecodeState, Program, row_keys
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class SlotAttention:
     """Decode's way for a query to meet keys: insert the new key and value into the row's slot, attend to the occupied
     slots. ``kv`` in is (layer's buffer, slot [B] or [B, K]); out is (layer's buffer, attention, inputs), the latter two
@@ -29,8 +30,8 @@ class SlotAttention:
 
     position: Int[Array, " B"]
     length: Int[Array, " B"]
-    needs: Needs
-    implementation: str
+    needs: Needs = static()
+    implementation: str = static()
 
     def __call__(self, q, k, v, kv, x):
         layer, slot = kv

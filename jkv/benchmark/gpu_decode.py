@@ -5,11 +5,9 @@ holds as many evictions as a long run does on average. How many that are, and ho
 counted beforehand, and the device must agree.
 """
 
-import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,7 +19,6 @@ from jkv.benchmark.policies import random_parameters
 from jkv.config import ModelConfig
 from jkv.engine import Engine
 from jkv.models import Decoder
-from jkv.ops import dispatch
 from jkv.policies import Full, Retention, get_policy
 
 SLACK = 2 << 30  # bytes left for temporaries and the allocator, beside what is predicted
@@ -29,13 +26,14 @@ SLACK = 2 << 30  # bytes left for temporaries and the allocator, beside what is 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """One cell: a policy (or full) in ``budget`` slots, ``batch`` rows. kernels: Pallas' where there is one."""
+    """One cell: a policy (or full) in ``budget`` slots, ``batch`` rows. kernels: Pallas' where there is one, as users
+    get it; else XLA alone."""
 
     model: str
     policy: str
     budget: int
     batch: int
-    kernels: bool = False
+    kernels: bool = True
 
     @property
     def name(self) -> str:
@@ -84,15 +82,12 @@ def measure(load: Load, model: Decoder, *, steps: int, calls: int, gb_s: float) 
     policy, parameters = (Full(), ()) if load.policy == "full" else random_parameters(
         get_policy(load.policy)(), config
     )  # fmt: skip
-    with _kernels_first() if load.kernels else contextlib.nullcontext():
-        engine = Engine(
-            model, policy=policy, rule=rule, batch_size=load.batch, eos_ids=(), parameters=parameters,
-            steps_per_call=steps,
-        )  # fmt: skip
-        engine.compile()
+    engine = Engine(
+        model, policy=policy, rule=rule, batch_size=load.batch, eos_ids=(), parameters=parameters,
+        steps_per_call=steps, implementation="auto" if load.kernels else "xla",
+    )  # fmt: skip
+    engine.compile()
     kernel = "mosaic_gpu" in engine.compiled_decode.as_text()
-    if load.kernels and not kernel:
-        return {"skipped": "the compiled program holds no Pallas kernel"}
     length = _start_lengths(rule, load.batch, policy.evicts, steps * (calls + 1))
     engine.state = _filled(engine.state, length)
     stop = np.bool_(False)
@@ -130,17 +125,6 @@ def measure(load: Load, model: Decoder, *, steps: int, calls: int, gb_s: float) 
         "kernel": "pallas" if kernel else "xla",
         "seconds": seconds,
     }
-
-
-@contextlib.contextmanager
-def _kernels_first() -> Iterator[None]:
-    """Programs traced inside use an op's Pallas kernel on a GPU where it can run."""
-    before = dispatch.AUTO_ORDER
-    dispatch.AUTO_ORDER = {**before, "gpu": ("pallas", "xla")}
-    try:
-        yield
-    finally:
-        dispatch.AUTO_ORDER = before
 
 
 def _start_lengths(rule: Retention, batch: int, evicts: bool, steps: int) -> np.ndarray:

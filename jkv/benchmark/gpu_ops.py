@@ -112,11 +112,11 @@ def _error(got: Any, expected: Any) -> float:
     return float(np.nanmax(np.abs(got - expected), initial=0.0) / (largest or 1.0))
 
 
-def copy_bandwidth(size: int, times: int = 9) -> dict[str, Any]:
+def copy_bandwidth(size: int, calls: int = 20) -> dict[str, Any]:
     """Bytes a second, read and written, of a copy of ``size`` bytes on the device: the median."""
-    data = jnp.ones((size // 4,), jnp.float32)
+    data = jax.random.normal(jax.random.key(0), (size // 4,))
     copy = jax.jit(lambda x: x + 1)
-    seconds = [_seconds(lambda: copy(data)) for _ in range(times + 1)][1:]
+    seconds = _seconds_each(lambda: copy(data), calls)
     return {"gb_s": 2 * data.nbytes / statistics.median(seconds) / 1e9, "bytes": data.nbytes, "seconds": seconds}
 
 
@@ -136,15 +136,13 @@ def attention_time(name: str, shape: Shape, calls: int = 20) -> dict[str, Any]:
         step = jax.jit(attend, donate_argnums=(3, 4)).lower(q, *new, k, v, slot, length).compile()
     except NotImplementedError as reason:
         return {"skipped": str(reason)}
-    _, k, v = step(q, *new, k, v, slot, length)
-    seconds = []
-    for _ in range(5):
-        jax.block_until_ready((k, v))
-        started = time.perf_counter()
-        for _ in range(calls):
-            _, k, v = step(q, *new, k, v, slot, length)
-        jax.block_until_ready((k, v))
-        seconds.append((time.perf_counter() - started) / calls)
+    buffers = [k, v]
+
+    def once():
+        _, *buffers[:] = step(q, *new, *buffers, slot, length)
+        return buffers
+
+    seconds = _seconds_each(once, calls)
     typical = statistics.median(seconds)
     return {"ms": 1e3 * typical, "gb_s": (k.nbytes + v.nbytes) / typical / 1e9, "seconds": seconds}
 
@@ -160,7 +158,14 @@ ATTENTION_ALONE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+def _seconds_each(function: Callable[[], Any], calls: int) -> list[float]:
+    """Of a call, five times. Each time so many are queued at once: the device never waits for the host."""
     jax.block_until_ready(function())
-    return time.perf_counter() - started
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(calls):
+            last = function()
+        jax.block_until_ready(last)
+        seconds.append((time.perf_counter() - started) / calls)
+    return seconds

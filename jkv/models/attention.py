@@ -4,7 +4,6 @@ The caller passes an *attend* function ``(q, k, v, kv, x) -> (out, kv)``: cache 
 is the one for whole sequences (training, prefill); decoding passes its own, over the KV buffer.
 """
 
-import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,6 +14,7 @@ from jkv.config import ModelConfig
 from jkv.models.layers import Projection, RMSNorm
 from jkv.models.rope import rotate
 from jkv.ops.prefill_attention.xla import prefill_attention
+from jkv.pytree import pytree
 
 
 @runtime_checkable
@@ -33,7 +33,7 @@ class Attend(Protocol):
     ) -> tuple[Float[Array, "B T N H"], Any]: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class CausalAttention:
     """Every token attends to itself and its predecessors; ``kv`` out is the (k, v) of all tokens.
 

@@ -1,5 +1,6 @@
 """The decoder: embedding, L blocks, final norm, head. Cache in, cache out."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,14 @@ class Block(nnx.Module):
         mixed, kv = self.attention(self.attention_norm(x), cos, sin, attend, kv)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), kv
+
+
+def _block(graph: Any, weights: nnx.State, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, kv: Any):
+    return nnx.merge(graph, weights)(x, cos, sin, attend, kv)
+
+
+# Blocks are alike, so JAX traces and lowers one for all layers; XLA puts it into each layer's place.
+_traced_once = functools.partial(jax.jit, static_argnums=0)(_block)
 
 
 class Decoder(nnx.Module):
@@ -63,9 +72,11 @@ class Decoder(nnx.Module):
         kv_in = kv if kv is not None else (None,) * self.config.n_layers
         cos, sin = rotation(self.config, positions)
         x = rows_of(self.embed.get_value(), tokens, self.dtype)
+        # An attend that is no pytree can't be an argument, and may differ from layer to layer.
+        run = _block if jax.tree_util.all_leaves((attend,)) else _traced_once
         kv_out = []
         for block, layer_kv in zip(self.layers, kv_in, strict=True):
-            x, layer_kv = block(x, cos, sin, attend, layer_kv)
+            x, layer_kv = run(*nnx.split(block), x, cos, sin, attend, layer_kv)
             if x.shape[1] > 1:
                 # Else the TPU compiler keeps each layer's contribution [B, T, D] to the end, to add all up once more.
                 x = jax.lax.optimization_barrier(x)

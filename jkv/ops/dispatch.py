@@ -10,8 +10,7 @@ import jax
 Platform = Literal["cpu", "tpu", "gpu"]
 
 NAMES = ("auto", "xla", "reference", "pallas")
-# Kernels for GPU run only when they are asked for by name: they have not been measured on one.
-AUTO_ORDER: Mapping[Platform, tuple[str, ...]] = {"tpu": ("pallas", "xla"), "gpu": ("xla",), "cpu": ("xla",)}
+AUTO_ORDER: Mapping[Platform, tuple[str, ...]] = {"tpu": ("pallas", "xla"), "gpu": ("pallas", "xla"), "cpu": ("xla",)}
 
 _target: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("target", default=None)
 

@@ -8,8 +8,6 @@ token put into its slot beforehand, by a scatter that is done in place.
 A bulk copy into the tensor cores' layout starts at a row that is a multiple of TILE, so the buffer is seen as one list
 of B*K*S rows and a share begins up to TILE - 1 rows before its KV head's first slot. What is read there, like dead
 slots at the end, belongs to somebody else: its scores are masked, and its values are zeroed before they are weighed.
-
-Not measured on a GPU yet: 'auto' does not choose it.
 """
 
 import functools
@@ -29,8 +27,9 @@ BLOCK = 64  # slots
 STAGES = 2  # blocks of keys and of values on their way or in use; two thread blocks fit one multiprocessor
 TILE = 8  # rows: of shared memory's tiles, which query heads are padded to
 ROWS = 64  # rows of a tensor core's product
-THREAD_BLOCKS = 264  # to aim at: two for each multiprocessor of an H100
+THREAD_BLOCKS = 264  # at work at once: two on each multiprocessor of an H100 or H200
 SHORTEST = 4  # blocks: a share is not made shorter than this
+EDGE = 3  # blocks that a share's beginning and end take as long as
 _LOWEST = -1e30
 
 
@@ -104,13 +103,20 @@ def _lead(index: jax.Array, slots: int) -> jax.Array:
     return lax.rem(index * jnp.int32(slots), jnp.int32(TILE))
 
 
+def _splits(heads: int, blocks: int) -> int:
+    """Shares of a KV head's blocks, for `heads` of them in all rows: those that are over soonest, taken THREAD_BLOCKS
+    at a time. One more share than fits at once would double the time."""
+    rounds = lambda splits: pl.cdiv(heads * splits, THREAD_BLOCKS)
+    return min(range(1, max(1, blocks // SHORTEST) + 1), key=lambda n: rounds(n) * (pl.cdiv(blocks, n) + EDGE))
+
+
 def _shares(query, k, v, length, *, scale, weights, interpret):
     """Per share: weighted values [B, K, splits, g, H], highest score and sum of weights [B, K, splits, g], all float32.
     Also, if asked for, the scores of all slots [B, K, g, whole blocks]; dead ones are undefined. g: G padded."""
     batch, kv_heads, slots, dim = k.shape
     padded = query.shape[2]
     most = pl.cdiv(slots + TILE - 1, BLOCK)
-    splits = max(1, min(pl.cdiv(THREAD_BLOCKS, batch * kv_heads), most // SHORTEST))
+    splits = _splits(batch * kv_heads, most)
     tiles = (plgpu.TilingTransform((TILE, 64)), plgpu.SwizzleTransform(128))
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     out_type = [float32(batch, kv_heads, splits, padded, dim), *[float32(batch, kv_heads, splits, padded)] * 2]
