@@ -6,6 +6,7 @@ bucket; chunked for prompts longer than the budget and for policies that look at
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from jkv.policies.base import Policy
 from jkv.policies.retention import Retention
 from jkv.prefill import buckets, prefill
 from jkv.sampling import Greedy, Sampler
-from jkv.state import Program, empty_state, request_key
+from jkv.state import DecodeState, Program, empty_state, request_key
 from jkv.step import decode
 
 
@@ -137,7 +138,14 @@ class Engine:
         self.buckets = buckets(rule.budget)
         self._prefill = {}
         self.compiled_decode: Any = None
-        self.state = self.placement.empty(lambda: empty_state(self.program, batch_size, self.dtype, kv))
+        self._empty = lambda: empty_state(self.program, batch_size, self.dtype, kv)
+
+    @functools.cached_property
+    def state(self) -> DecodeState:
+        """The rows in flight. Made after the decode program: to choose kernels a GPU's compiler runs them, which takes
+        memory of its own."""
+        self._compiled_decode()
+        return self.placement.empty(self._empty)
 
     @property
     def kv_bytes(self) -> int:
@@ -178,7 +186,6 @@ class Engine:
         # An earlier run may have been left half-way: its rows end here.
         idle = jax.device_put(np.zeros(self.batch_size, np.bool_), self.state.active.sharding)
         self.state = dataclasses.replace(self.state, active=idle)
-        self._compiled_decode()
         tokens = 0
         while queue or any(row.request for row in rows):
             # Draw the first token of every refilled row; one that ends with it makes room at once.
@@ -337,7 +344,7 @@ class Engine:
 
     def _compile(self, outputs: str, function, *arguments):
         started = time.perf_counter()
-        everything = (self.weights, self.state, self.parameters, *self.placement.everywhere(arguments))
+        everything = (self.weights, jax.eval_shape(self._empty), self.parameters, *self.placement.everywhere(arguments))
         compiled = self.placement.compile(function, everything, outputs, self.formats)
         self.timings.compile += time.perf_counter() - started
         return compiled

@@ -160,8 +160,8 @@ def _loads(plan: Plan, limit: int | None) -> Iterator[list[Any]]:
     for name, config in plan.models.items():
         window = Load(name, "window", budget, batch)
         full = Load(name, "full", plan.thought, largest_batch(config, plan.thought, limit))
-        yield [window, full, dataclasses.replace(window, policy="dynts"), dataclasses.replace(window, kernels=False)]
-        yield [Load(name, "window", b, batch) for b in budgets[:1]]
+        yield [window, dataclasses.replace(window, kernels=False), dataclasses.replace(window, policy="dynts")]
+        yield [*(Load(name, "window", b, batch) for b in budgets[:1]), full]
     for name in plan.models:
         yield [Load(name, "window", b, batch) for b in budgets[1:]]
         yield [Load(name, "window", b, n) for n in batches for b in plan.budgets[:2]]

@@ -148,7 +148,9 @@ def _count(length: np.ndarray, evictions: np.ndarray, steps: int, rule: Retentio
 def _filled(state: Any, length: np.ndarray) -> Any:
     """The state of rows in mid-thought: random keys and values, positions in order, random scores."""
     batch, cache = len(length), state.cache
-    draw = jax.jit(lambda x, key: jax.random.normal(key, x.shape, x.dtype), donate_argnums=0)
+    # Random numbers take memory beside the buffer, which may be nearly all there is: those of one row do for all.
+    alike = lambda x, key: x.at[:].set(jax.random.normal(key, x.shape[1:], x.dtype)[None])
+    draw = jax.jit(alike, donate_argnums=0)
     keys = iter(jax.random.split(jax.random.key(1), 2 * len(cache.layers) + 1))
     layers = tuple(
         dataclasses.replace(layer, k=draw(layer.k, next(keys)), v=draw(layer.v, next(keys))) for layer in cache.layers

@@ -26,8 +26,9 @@ class View:
             raise UserError(what, where="--eviction", mend=f"give 0 to {most}")
 
     def __repr__(self) -> str:
-        names = " beside ".join(history.run for history in self.histories)
-        return f"View({self.histories[0].id!r}, sample {self.histories[0].sample}, {names}); save(path) writes it"
+        first, *others = self.histories
+        beside = f", beside {len(others)} more" if others else ""
+        return f"View({first.id!r}, sample {first.sample}{beside}); save(path) writes it"
 
     @property
     def html(self) -> str:
