@@ -38,7 +38,7 @@ class Load:
     @property
     def name(self) -> str:
         """As in the record."""
-        return f"{self.model} {self.policy} S{self.budget} B{self.batch} {'kernels' if self.kernels else 'xla'}"
+        return f"{self.model} {self.policy} S{self.budget} B{self.batch} {'auto' if self.kernels else 'xla'}"
 
     @property
     def rule(self) -> Retention:

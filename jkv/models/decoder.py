@@ -1,7 +1,6 @@
 """The decoder: embedding, L blocks, final norm, head. Cache in, cache out."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,8 +34,16 @@ def _block(graph: Any, weights: nnx.State, x: jax.Array, cos: jax.Array, sin: ja
     return nnx.merge(graph, weights)(x, cos, sin, attend, kv)
 
 
-# Blocks are alike, so JAX traces and lowers one for all layers; XLA puts it into each layer's place.
-_traced_once = functools.partial(jax.jit, static_argnums=0)(_block)
+# Blocks are alike, so JAX traces one for all layers, and lowers one that XLA puts into each layer's place. Where a mesh
+# has a manual axis each layer is lowered: the partitioner fails on calls there.
+_lowered_once = jax.jit(_block, static_argnums=0)
+_traced_once = jax.jit(_block, static_argnums=0, inline=True)
+
+
+def _how_to_run(attend: Attend) -> Callable[..., Any]:
+    if jax.tree_util.all_leaves((attend,)):
+        return _block  # no pytree: it can't be an argument, and may differ from layer to layer
+    return _traced_once if jax.sharding.get_abstract_mesh().manual_axes else _lowered_once
 
 
 class Decoder(nnx.Module):
@@ -72,8 +79,7 @@ class Decoder(nnx.Module):
         kv_in = kv if kv is not None else (None,) * self.config.n_layers
         cos, sin = rotation(self.config, positions)
         x = rows_of(self.embed.get_value(), tokens, self.dtype)
-        # An attend that is no pytree can't be an argument, and may differ from layer to layer.
-        run = _block if jax.tree_util.all_leaves((attend,)) else _traced_once
+        run = _how_to_run(attend)
         kv_out = []
         for block, layer_kv in zip(self.layers, kv_in, strict=True):
             x, layer_kv = run(*nnx.split(block), x, cos, sin, attend, layer_kv)

@@ -42,12 +42,12 @@ def test_record(smoke):
     assert all(cell["right"] for cell in checked.values())
     assert "not for CPU" in cells["decode_attention pallas, B2 K2 G3 S40 H16"]["skipped"]
     for policy in ("window", "dynts"):
-        cell = cells[f"tiny-qwen {policy} S32 B3 xla"]
+        cell = cells[f"tiny-qwen {policy} S32 B3 auto"]
         assert cell["evictions"] == 12  # rows begin at 31, 30 and 29 of 32 slots; four go at a time, in sixteen steps
         assert cell["kv_bytes"] == TINY["tiny-qwen"].kv_bytes(3, 32, 2)
         assert 28 < cell["mean_slots"] < 32
         assert cell["share_of_roofline"] == pytest.approx(cell["tokens_s"] / cell["roofline_tokens_s"])
-    assert cells["tiny-qwen full S64 B4 xla"]["evictions"] == 0
+    assert cells["tiny-qwen full S64 B4 auto"]["evictions"] == 0
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_no_time_leaves_decode_to_another_call_and_a_failure_loses_nothing(tmp_p
         gpu.main(["--smoke", "--seconds", "0", "--out", str(file)])
     cells = json.loads(file.read_text())["cells"]
     assert cells["compact xla, B2 K2 G3 S40 H16"] == {"failed": "RuntimeError: the kernel broke"}
-    assert cells["tiny-qwen window S32 B3 xla"] == {"skipped": "no time left", "again": True}
+    assert cells["tiny-qwen window S32 B3 auto"] == {"skipped": "no time left", "again": True}
 
 
 def test_counting_ahead():
