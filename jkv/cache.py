@@ -47,7 +47,8 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all key and value buffers, scales included."""
-        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
+        buffers = jax.tree.leaves([(layer.k, layer.v) for layer in self.layers])
+        return sum(x.size * x.dtype.itemsize for x in buffers)
 
     def row(self, row: int) -> "RowView":
         """Copy one row's occupied slots to the host, in slot order (for tests and for showing a run)."""

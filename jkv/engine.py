@@ -149,8 +149,9 @@ class Engine:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the buffer as allocated; equals L*B*K*S*H*2*itemsize, or with int8 L*B*K*S*(H+4)*2."""
-        return self.state.cache.nbytes
+        """Bytes of the buffer, as allocated once it is; equals L*B*K*S*H*2*itemsize, or with int8 L*B*K*S*(H+4)*2."""
+        cache = self.state.cache if "state" in self.__dict__ else jax.eval_shape(self._empty).cache
+        return cache.nbytes
 
     def check(self, request: Request, where: str = "") -> None:
         """Raise UserError if the request can't run in this engine: found before anything is decoded."""

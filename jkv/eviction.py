@@ -7,6 +7,7 @@ neighbours. The others are scored all rows at once.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 
 from jkv.axes import Array, Bool, Int
 from jkv.cache import KVCache, LayerKV
+from jkv.errors import UserError
 from jkv.ops.evict import compact
 from jkv.ops.select import select
-from jkv.policies.base import Slots
+from jkv.policies.base import Policy, Slots
 from jkv.policies.retention import priority, victim
 from jkv.quantized_kv import dense
 from jkv.sharding import per_shard
@@ -65,7 +67,7 @@ def decide(
     def choose(books: DecodeState, layers: tuple[LayerKV, ...]) -> tuple[Int[Array, "B l k kept"], dict[str, Any]]:
         slots = see_slots(program, parameters, books, layers)
         looked = program.policy.look(books.policy, slots)
-        scores = priority(program.policy.score(looked, slots), slots)
+        scores = priority(_scores(program.policy, looked, slots), slots)
         changed = {"policy": looked, "scored": Scored(scores, slots.positions) if program.record_scores else None}
         if overwrite:
             return victim(scores, slots.positions)[..., None], changed
@@ -98,6 +100,25 @@ def decide(
     start = (next_row(jnp.int32(-1)), nothing, before)
     _, chosen, books = jax.lax.while_loop(lambda carry: anywhere(carry[0] < rows.shape[0])[0], one_row, start)
     return chosen, books
+
+
+def _scores(policy: Policy, state: Any, slots: Slots) -> jax.Array:
+    """What the policy says. Raises UserError for a shape that is none of slots; its own errors say what it did not ask
+    for."""
+    try:
+        scores = policy.score(state, slots)
+    except (AttributeError, TypeError) as error:
+        absent = ", ".join(name for name in ("tokens", "keys", "values", "queries") if getattr(slots, name) is None)
+        if absent:
+            error.add_note(f"policy {policy.name!r}: its needs don't name {absent}; they are None in slots")
+        raise
+    b, _, _, s = slots.positions.shape
+    layers, heads = slots.model.n_layers, slots.model.n_kv_heads
+    shape = getattr(scores, "shape", None)
+    if shape not in [(b, *of, s) for of in itertools.product((1, layers), (1, heads))]:
+        mend = f"return one number a slot: [B, 1, 1, S] = {(b, 1, 1, s)}, or [B, L, K, S] = {(b, layers, heads, s)}"
+        raise UserError(f"its score has shape {shape}", where=f"policy {policy.name}", mend=mend)
+    return scores
 
 
 def row_of(state: DecodeState, row: Int[Array, ""]) -> tuple[DecodeState, tuple[LayerKV, ...]]:

@@ -16,15 +16,25 @@ from jkv.auto_mesh import mesh_words
 from jkv.errors import UserError
 from jkv.grader import Grader
 from jkv.hosts import here, rows_of
-from jkv.load import Loaded, load
+from jkv.load import Loaded, load, refuse_missing
 from jkv.meeting import Meeting
 from jkv.mesh import place_weights
+from jkv.output import refuse_other_settings, refuse_run
 from jkv.report.board import Board
 from jkv.report.figure import draw_figure
 from jkv.report.policies_figure import draw_policies
 from jkv.report.published import Published, read_published
 from jkv.report.results import Result, results_tables, write_results
-from jkv.runner import Engines, context_of, default_dtype, mesh_of, new_tokens_of, refuse_converted, start
+from jkv.runner import (
+    Engines,
+    context_of,
+    default_dtype,
+    identity_of,
+    mesh_of,
+    new_tokens_of,
+    refuse_converted,
+    start,
+)
 from jkv.show import Screen, busy, visible
 from jkv.sweep_config import Cell, SweepConfig
 from jkv.tasks import Problem, load_task
@@ -48,9 +58,13 @@ def run_sweep(config: SweepConfig, *, show: bool = True) -> list[Result]:
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
     for cell in cells:
         with named(cell):
+            refuse_missing(cell.config.model)
             cell.config.retention(cell.config.make_policy(), longest=1)
             rows_of(cell.config.batch_size, hosts)
             refuse_converted(cell.config.model, hosts)
+    if hosts.first and (others := _others(cells, out)):
+        said = f"{out} also holds {others} runs of another sweep: results and figures leave them out"
+        screen.print(Text(visible(said)), soft_wrap=True)
     meeting = None if hosts.count == 1 else Meeting(hosts, out, [out / cell.directory for cell in cells], config)
     if meeting is not None and meeting.notice:
         screen.print(meeting.notice, soft_wrap=True)
@@ -61,6 +75,17 @@ def run_sweep(config: SweepConfig, *, show: bool = True) -> list[Result]:
     if meeting is not None:
         meeting.end()
     return report.results
+
+
+def _others(cells: Sequence[Cell], out: pathlib.Path) -> int:
+    """How many runs there are not of these cells. Raises UserError if one of these cells was run with other settings:
+    before anything is decoded, and before the results are written anew."""
+    refuse_run(out)
+    for cell in cells:
+        with named(cell):
+            refuse_other_settings(out / cell.directory, identity_of(cell.config, default_dtype(cell.config.dtype)))
+    ours = {out / cell.directory for cell in cells}
+    return sum(path.parent not in ours for path in out.glob("runs/*/*/*/samples.jsonl"))
 
 
 def _decode(cells: Sequence[Cell], out: pathlib.Path, meeting: Meeting | None, report: "_Report") -> None:

@@ -10,6 +10,7 @@ from jkv.callable_module import make_callable
 from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.shipped import OF_HUB
 
 DEMOS = ("demo-llama", "demo-qwen")
 _CHECKPOINTS = Path(__file__).parent / "demo" / "checkpoints"
@@ -77,8 +78,24 @@ def locate(name: str | Path) -> Path:
         raise UserError("is a file, expected the directory of a model", where=text)
     if _HUB_ID.fullmatch(text):
         return _fetch(text)
+    raise _no_such_model(text)
+
+
+def refuse_missing(name: str) -> None:
+    """Raise UserError if ``locate`` would, as far as that can be told without a network."""
+    from converters.config import read_config
+
+    if not _HUB_ID.fullmatch(name) or Path(os.path.expanduser(name)).exists():
+        read_config(locate(name))
+
+
+def _no_such_model(text: str) -> UserError:
+    hub = next((id for id, ours in OF_HUB.items() if ours == text), None)
+    if hub is not None:
+        mend = f"give the checkpoint, {hub} or its directory"
+        return UserError(f"{text} is the name of a config, which has no weights", where="--model", mend=mend)
     tried = f"not a demo model ({', '.join(DEMOS)}), not a directory, not a hub id (org/name)"
-    raise UserError(f"no such model: {text!r} is {tried}")
+    return UserError(f"no such model: {text!r} is {tried}")
 
 
 def _fetch(hub_id: str) -> Path:
@@ -100,6 +117,8 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
     """
     if not any((directory / name).exists() for name in _TOKENIZER_FILES):
         return None
+    # Else its first words are that PyTorch was not found, which nothing here wants.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:

@@ -115,6 +115,8 @@ class RunDirectory:
     def _refuse_foreign_files(self) -> None:
         """A directory with a config.json of something else, a model's say, is left alone."""
         mend = "give a new --out"
+        if (self.path / "runs").is_dir() and (self.path / "results.csv").exists():
+            raise UserError("holds a sweep", where=str(self.path), mend=mend)
         if (self.path / CONFIG).exists():
             missing = sorted(self.config.keys() - self._read_json(CONFIG).keys())
             if missing:
@@ -233,6 +235,22 @@ class RunDirectory:
                 where=str(error.filename or path),
                 mend="mend that and run the same command again: finished samples are kept",
             ) from None
+
+
+def refuse_other_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Raise UserError if the run in ``path`` has samples that were drawn with other settings than these, as far as both
+    say them."""
+    if not ((path / CONFIG).exists() and (path / SAMPLES).exists() and (path / SAMPLES).stat().st_size):
+        return
+    before, now = read_config(path), json.loads(json.dumps(settings))
+    both = before.keys() & now.keys()
+    refuse_other_config(path, {name: before[name] for name in both}, {name: now[name] for name in both})
+
+
+def refuse_run(path: pathlib.Path) -> None:
+    """Raise UserError if ``path`` holds a single run, and is no place for a sweep."""
+    if (path / SAMPLES).exists():
+        raise UserError(f"holds a run ({SAMPLES})", where=str(path), mend="give a new --out")
 
 
 def refuse_other_config(path: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:

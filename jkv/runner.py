@@ -26,7 +26,7 @@ from jkv.engine import Engine, Request, Timings
 from jkv.errors import UserError
 from jkv.grader import Grader
 from jkv.hosts import Hosts, here, need_out, rows_of
-from jkv.load import Loaded, load, locate
+from jkv.load import Loaded, load, locate, refuse_missing
 from jkv.meeting import Meeting
 from jkv.mesh import place_weights
 from jkv.output import RunDirectory
@@ -119,8 +119,10 @@ def start(
     (default: stdout, unless the run is quiet).  meeting: of several hosts.
     """
     hosts = Hosts() if meeting is None else meeting.hosts
-    policy = config.make_policy()
     # Whatever can be refused without the weights is refused before they are read.
+    if loaded is None:
+        refuse_missing(config.model)
+    policy = config.make_policy()
     config.retention(policy, longest=1)
     dtype = default_dtype(config.dtype)
     mesh = mesh_of(config, None if loaded is None else loaded.config)
@@ -253,17 +255,23 @@ def context_of(config: DecodeConfig, loaded: Loaded) -> Context:
     return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.dtype)
 
 
-def _identity(
-    config: DecodeConfig, policy: Policy, dtype: str, arrays: Any, problems: Sequence[Problem]
-) -> dict[str, Any]:
-    """What must be the same to continue a run: the config, the prompts and answers themselves, the weights (the
-    model's and the policy's), and the code of a policy of one's own."""
+def identity_of(config: DecodeConfig, dtype: str) -> dict[str, Any]:
+    """What a config alone says of ``_identity``."""
     identity = {**dataclasses.asdict(config), "dtype": dtype}
     # A mesh changes nothing but rounding; what --weights changes is in the weights themselves.
     for name in ("out", "quiet", "mesh", "weights"):
         del identity[name]
     if config.kv is None:  # said where it is something, so that earlier runs can go on
         del identity["kv"]
+    return identity
+
+
+def _identity(
+    config: DecodeConfig, policy: Policy, dtype: str, arrays: Any, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """What must be the same to continue a run: the config, the prompts and answers themselves, the weights (the
+    model's and the policy's), and the code of a policy of one's own."""
+    identity = identity_of(config, dtype)
     # A grading is named where it isn't the plain one, so that earlier runs can go on.
     prompts = [(p.id, p.prompt_ids, p.answer, *(() if p.grading == "exact" else (p.grading,))) for p in problems]
     prompts = json.dumps(prompts).encode()

@@ -62,7 +62,7 @@ def require() -> None:
     """Raises UserError when the TPU compiler isn't here."""
     if not installed():
         raise UserError(
-            "the TPU compiler, libtpu, isn't installed", mend="pip install 'jkv[tpu]', or -e '.[tpu]' in a clone"
+            "the TPU compiler, libtpu, isn't installed", mend="pip install 'jax[tpu]' brings it, without a TPU, too"
         )
 
 

@@ -233,14 +233,16 @@ def results_tables(results: Sequence[Result]) -> list[Table]:
     everything = with_averages(results)
     for model, task in dict.fromkeys((r.model, r.task) for r in everything):
         table = Table("policy", title=f"{model}, {'mean over tasks' if task == MEAN else task}")
-        for heading in ("budget", "Pass@1", "less random*", "tokens/s", "cut off", "slots, mean"):
-            table.add_column(heading, justify="right")
         mine = [r for r in everything if (r.model, r.task) == (model, task)]
+        paired = any(map(is_baseline, mine))
+        for heading in ("budget", "Pass@1", *["less random*"] * paired, "tokens/s", "cut off", "slots, mean"):
+            table.add_column(heading, justify="right")
         for r in mine:
             speed, cut = _speed(r).rsplit(", ", 1)
             budget = "" if r.budget is None else str(r.budget)
             slots = f"{r.summary['mean_slots']:.0f}"
-            table.add_row(r.label, budget, _pass(r), _less(r, mine), speed, cut, slots)
-        table.caption = f"* {BASELINE}, at the same budget: paired 95 % interval"
+            table.add_row(r.label, budget, _pass(r), *[_less(r, mine)] * paired, speed, cut, slots)
+        if paired:
+            table.caption = f"* {BASELINE}, at the same budget: paired 95 % interval"
         tables.append(table)
     return tables

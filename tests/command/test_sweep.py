@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jkv import cli, sweep
+from jkv import cli, decode, sweep
 from jkv.engine import Engine
 from jkv.errors import UserError
 from jkv.grid import run_sweep
@@ -70,6 +70,14 @@ def test_a_sweep_runs_every_cell_and_continues(config, tmp_path, capsys):
     assert len(runs) == 7
     before = [path.read_bytes() for path in runs]
     sweep.main(["--config", str(config), "--out", str(out), "--quiet"])
+    assert [path.read_bytes() for path in runs] == before
+    # Another sweep's results don't get mixed with these, and a run is no sweep.
+    with pytest.raises(UserError, match=r"limit 3, now 2"):
+        sweep.main(["--config", str(config), "--out", str(out), "--limit", "2"])
+    with pytest.raises(UserError, match="holds a run"):
+        sweep.main(["--config", str(config), "--out", str(runs[0].parent)])
+    with pytest.raises(UserError, match="holds a sweep"):
+        decode.main(["--limit", "1", "--out", str(out)])
     assert [path.read_bytes() for path in runs] == before
     # A cell is a run of `jkv.decode` like any other.
     summary = json.loads((runs[0].parent / "summary.json").read_text("utf-8"))

@@ -97,7 +97,7 @@ def test_without_the_compiler_it_says_how_to_get_it():
     code = "import sys; sys.modules['libtpu'] = None; from jkv.plan import main; from jkv.cli import run; run(main)"
     done = command("--budget", "64", code=code)
     assert done.returncode == 2
-    assert "pip install 'jkv[tpu]'" in done.stderr
+    assert "pip install 'jax[tpu]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert command("--help", code=code).returncode == 0
 

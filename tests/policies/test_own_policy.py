@@ -1,11 +1,13 @@
 """A policy of one's own, in few lines, used by the command and by an Engine; and what can go wrong."""
 
+import dataclasses
 import json
 import pathlib
 import re
 import shutil
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from jkv.config import ModelConfig
 from jkv.engine import Engine, Request
+from jkv.errors import UserError
 from jkv.load import load
 from jkv.models import Decoder
-from jkv.policies import Retention, get_policy
+from jkv.policies import Policy, Retention, get_policy
 from jkv.policies.options import run_policy_file
 from jkv.predictor import random_predictor, save_predictor
 from tests.command.conftest import read_jsonl
@@ -261,3 +264,36 @@ def test_query_statistics_of_another_model(refused, config, tiny, tmp_path):
     model = shutil.copytree(tiny, tmp_path / "model")
     shutil.copy(file, model)
     assert f"{model / file.name}: {expected}" in refused(*use, model=model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unasked(Policy):
+    name = "unasked"
+
+    def score(self, state, slots):
+        return jnp.stack([v[..., 0] for v in slots.values], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Misshapen(Policy):
+    name = "misshapen"
+
+    def score(self, state, slots):
+        return jnp.zeros((1, 1, 1, 5))
+
+
+def engine_of(policy):
+    config = ModelConfig("llama", 11, 40, 72, 2, 4, 2, 12, 1e4)
+    return Engine(Decoder(config, rngs=nnx.Rngs(0)), policy=policy, rule=Retention(32, 24, 3), batch_size=2)
+
+
+def test_scores_of_another_shape_are_refused_with_the_right_one():
+    with pytest.raises(UserError, match=r"policy misshapen: its score has shape \(1, 1, 1, 5\); .* = \(2, 1, 1, 32\)"):
+        engine_of(Misshapen()).compile()
+
+
+def test_what_was_not_asked_for_is_said():
+    with pytest.raises(TypeError) as failure:
+        engine_of(Unasked()).compile()
+    note = failure.value.__notes__[0]  # JAX adds others
+    assert note == "policy 'unasked': its needs don't name tokens, keys, values, queries; they are None in slots"
