@@ -34,16 +34,17 @@ def _block(graph: Any, weights: nnx.State, x: jax.Array, cos: jax.Array, sin: ja
     return nnx.merge(graph, weights)(x, cos, sin, attend, kv)
 
 
-# Blocks are alike, so JAX traces one for all layers, and lowers one that XLA puts into each layer's place. Where a mesh
-# has a manual axis each layer is lowered: the partitioner fails on calls there.
-_lowered_once = jax.jit(_block, static_argnums=0)
-_traced_once = jax.jit(_block, static_argnums=0, inline=True)
+def _how_to_run(attend: Attend, x: jax.Array) -> Callable[..., Any]:
+    """Blocks are alike, so JAX traces one for all layers of a program, and lowers one that XLA puts into each layer's
+    place. Where a mesh has a manual axis each layer is lowered: the partitioner fails on calls there."""
+    if not isinstance(x, jax.core.Tracer) or jax.tree_util.all_leaves((attend,)):
+        return _block  # no program; or an attend that can't be an argument, and may differ from layer to layer
 
+    # A function of this program's own: what JAX remembers of it would not do for one for another platform.
+    def block(*arguments: Any) -> Any:
+        return _block(*arguments)
 
-def _how_to_run(attend: Attend) -> Callable[..., Any]:
-    if jax.tree_util.all_leaves((attend,)):
-        return _block  # no pytree: it can't be an argument, and may differ from layer to layer
-    return _traced_once if jax.sharding.get_abstract_mesh().manual_axes else _lowered_once
+    return jax.jit(block, static_argnums=0, inline=bool(jax.sharding.get_abstract_mesh().manual_axes))
 
 
 class Decoder(nnx.Module):
@@ -79,7 +80,7 @@ class Decoder(nnx.Module):
         kv_in = kv if kv is not None else (None,) * self.config.n_layers
         cos, sin = rotation(self.config, positions)
         x = rows_of(self.embed.get_value(), tokens, self.dtype)
-        run = _how_to_run(attend)
+        run = _how_to_run(attend, x)
         kv_out = []
         for block, layer_kv in zip(self.layers, kv_in, strict=True):
             x, layer_kv = run(*nnx.split(block), x, cos, sin, attend, layer_kv)

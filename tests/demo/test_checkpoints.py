@@ -57,6 +57,7 @@ def test_same_scores_as_transformers(name: str):
     np.testing.assert_allclose(ours.logits(hidden), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_generate_in_transformers(name: str):
     """Nine of ten problems at the least (README.md has the measured accuracy): a broken checkpoint gets none."""
     loaded = AutoTokenizer.from_pretrained(CHECKPOINTS / name)

@@ -25,7 +25,12 @@ class RecordingGreedy:
         return jax.numpy.argmax(logits, axis=-1).astype(jax.numpy.int32)
 
 
-@pytest.mark.parametrize("tiny", FAMILY, ids=lambda t: t.name)
+QUICK = ("llama3-g4", "qwen2-g7")
+
+
+@pytest.mark.parametrize(
+    "tiny", [pytest.param(t, marks=[] if t.name in QUICK else pytest.mark.slow, id=t.name) for t in FAMILY]
+)
 def test_logits_and_200_greedy_tokens_equal_transformers(tiny: Tiny, tmp_path):
     reference = tiny.save(tmp_path)
     (prompt,) = prompts(11)
@@ -59,14 +64,15 @@ RULES = {
 
 
 THREE = (FAMILY[0], FAMILY[2], FAMILY[4])
-# Plain runs see five of the rules, each on one of the models; the slow ones all of it.
+# Plain and slow runs see each rule on one of the models, in turn (tests/policies/test_oracle.py has every policy).
 EVERY = [
     pytest.param(
-        tiny, rule, id=f"{tiny.name}-{name}", marks=[] if place % 3 == i and place % 2 == 0 else pytest.mark.slow
+        tiny, rule, id=f"{tiny.name}-{name}",
+        marks=pytest.mark.exhaustive if place % 3 != i else [] if place % 4 == 0 else pytest.mark.slow,
     )
     for i, tiny in enumerate(THREE)
     for place, (name, rule) in enumerate(RULES.items())
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("tiny", "rule"), EVERY)

@@ -53,6 +53,7 @@ def logits(model: Decoder, attend: Attend | None = None) -> np.ndarray:
     return np.asarray(run(model, tokens), np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [LLAMA, QWEN], ids=["llama", "qwen2"])
 def test_how_far_logits_move(config):
     """Root mean squares in units of the logits' own: int8 moves them little more than bfloat16 does."""

@@ -123,18 +123,18 @@ SOME_RULES = [EVERY_RULE[0], EVERY_RULE[3]]
 
 
 def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULES, *, long: bool = False) -> list:
-    """Every evicting entry under these rules, and ``plain``. Of those not in ``plain``, each entry's turn at one of the
-    rules is slow, the others are exhaustive."""
+    """Every evicting entry under these rules, and ``plain``. Of those not in ``plain``, every other entry's turn at one
+    of the rules is slow, the others are exhaustive."""
     every = [Case(name, *rule, long) for name, rule in itertools.product(EVICTING, rules)]
     every += sorted(plain - set(every), key=str)
-    turn = {Case(name, *rules[i % len(rules)], long) for i, name in enumerate(EVICTING)}
+    turn = {Case(name, *rules[i // 2 % len(rules)], long) for i, name in enumerate(EVICTING) if i % 2 == 0}
     mark = lambda case: [] if case in plain else pytest.mark.slow if case in turn else pytest.mark.exhaustive
     return [pytest.param(case, id=str(case), marks=mark(case)) for case in every]
 
 
 def in_turn(plain: set[Case], *, long: bool = False) -> list:
     """``plain``, and every policy under one of the rules, in turn: they need engines of their own."""
-    wanted = plain | {Case(name, *SOME_RULES[i % 2], long) for i, name in enumerate(EVICTING)}
+    wanted = plain | {Case(name, *SOME_RULES[i // 2 % 2], long) for i, name in enumerate(EVICTING)}
     return [case for case in cases(plain, long=long) if case.values[0] in wanted]
 
 
@@ -377,9 +377,7 @@ def test_only_what_a_policy_asks_for_is_carried_and_computed(case):
         assert (layer.queries is None) == (needs.queries == 0)
         assert layer.queries is None or layer.queries.shape == (3, needs.queries, CONFIG.n_heads, CONFIG.head_dim)
     assert (engine.state.slot_tokens is None) == (not needs.tokens)
-    passes = ATTENTION_PASSES[case, 3, False]
-    assert passes % CONFIG.n_layers == 0  # JAX may trace the loop's body more than once
-    assert (passes > 0) == needs.attention
+    assert (ATTENTION_PASSES[case, 3, False] > 0) == needs.attention
 
 
 FIELDS = {
