@@ -65,7 +65,10 @@ def _sized(cell: Cell) -> Row:
         count, new = _problems(cell), new_tokens_of(cell.config)
         samples = None if count is None else count * cell.config.samples
         tokens = None if samples is None else samples * new
-        rule = cell.config.retention(policy, longest=new)
+        prompts = _prompts(cell.config.model, cell.config.task, cell.config.limit)
+        rule = cell.config.retention(policy, longest=new + max((len(p.prompt_ids) for p in prompts), default=0))
+        for problem in prompts:
+            rule.check_prompt(len(problem.prompt_ids), problem.where)
         try:
             model = model_config(cell.config.model)
         except UserError:
@@ -75,6 +78,30 @@ def _sized(cell: Cell) -> Row:
     itemsize = np.dtype(jnp.dtype(_dtype(cell))).itemsize
     kv = model.kv_bytes(cell.config.batch_size, rule.budget, itemsize, cell.config.kv)
     return Row(cell, samples, tokens, _weight_bytes(model, _dtype(cell), cell.config.weights), kv)
+
+
+@functools.cache
+def _prompts(model: str, task: str, limit: int | None) -> list[Any]:
+    """The task's problems as the model reads them, if both are here; else none."""
+    import pathlib
+
+    from flax import nnx
+
+    from converters.config import read_config
+    from jkv.load import DEMOS, Loaded, load_tokenizer, locate
+    from jkv.models import Decoder
+    from jkv.tasks import load_task
+
+    if model not in DEMOS and not pathlib.Path(model).expanduser().is_dir():
+        return []
+    path = locate(model)
+    config = read_config(path)
+    shapes = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))  # weights are not read
+    loaded = Loaded(shapes, config, load_tokenizer(path, config.vocab_size), model, path)
+    try:
+        return load_task(task, loaded, limit=limit)
+    except UserError:
+        return []  # a benchmark that isn't here
 
 
 def _dtype(cell: Cell) -> Literal["float32", "bfloat16"]:

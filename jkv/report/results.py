@@ -192,8 +192,10 @@ def _grid(results: Sequence[Result], cell: Callable[[Result], str]) -> str:
     for label in dict.fromkeys(r.label for r in results):
         mine = {r.budget: r for r in results if r.label == label}
         if None in mine:
-            shown = [cell(mine[None])] + [""] * (len(budgets) - 1)
-            label += " (whole cache)"
+            if (whole := cell(mine[None])) == "-":
+                continue
+            shown = [""] * len(budgets)
+            label += f", whole cache: {whole}"
         else:
             shown = [cell(mine[b]) if b in mine else "" for b in budgets]
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
