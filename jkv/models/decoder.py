@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from jkv.axes import Array, Float, Int
 from jkv.config import ModelConfig
@@ -37,7 +38,7 @@ def _block(graph: Any, weights: nnx.State, x: jax.Array, cos: jax.Array, sin: ja
 def _how_to_run(attend: Attend, x: jax.Array) -> Callable[..., Any]:
     """Blocks are alike, so JAX traces one for all layers of a program, and lowers one that XLA puts into each layer's
     place. Where a mesh has a manual axis each layer is lowered: the partitioner fails on calls there."""
-    if not isinstance(x, jax.core.Tracer) or jax.tree_util.all_leaves((attend,)):
+    if not isinstance(x, Tracer) or jax.tree_util.all_leaves((attend,)):
         return _block  # no program; or an attend that can't be an argument, and may differ from layer to layer
 
     # A function of this program's own: what JAX remembers of it would not do for one for another platform.
