@@ -165,6 +165,6 @@ def _seconds_each(function: Callable[[], Any], calls: int) -> list[float]:
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        jax.block_until_ready(collections.deque((function() for _ in range(calls)), maxlen=1))
+        jax.block_until_ready(collections.deque((function() for _ in range(calls)), maxlen=1).pop())
         seconds.append((time.perf_counter() - started) / calls)
     return seconds
