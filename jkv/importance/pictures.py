@@ -27,7 +27,7 @@ def draw_training(out: pathlib.Path, log: list[dict[str, Any]], known: dict[str,
     right.plot(at, [x["top30"] for x in epochs], color=BLUE, marker=".", label="predictor")
     right.axhline(known["random"]["top30"], color=GREY, linestyle=":", label="random")
     right.axhline(known["recency"]["top30"], color=ORANGE, linestyle="--", label="recency")
-    right.set(xlabel="step", ylim=(0, 1), title="Overlap with the true top 30 %, held out")
+    right.set(xlabel="step", ylabel="share found", ylim=(0, 1), title="Overlap with the true top 30 %, held out")
     right.legend(frameon=False, loc="lower right")
     _save(figure, out / "loss")
 
@@ -42,7 +42,8 @@ def draw_trace(out: pathlib.Path, predicted: np.ndarray, true: np.ndarray, *, ti
     axes.plot(rank(true), color=ORANGE, linewidth=2.2, alpha=0.55, label="true")
     axes.plot(rank(predicted), color=BLUE, linewidth=0.9, label="predicted")
     axes.axhline(0.7, color=GREY, linestyle=":", linewidth=0.8)
-    axes.text(0, 0.71, "top 30 %", color=GREY, fontsize=8, va="bottom")
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+    axes.text(0, 0.71, "top 30 %", color="#444444", fontsize=8, va="bottom", bbox=box, zorder=5)
     axes.set(xlabel="thinking token", ylabel="rank of importance (1: highest)", ylim=(-0.02, 1.02))
     axes.set_title(title, loc="left")
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))  # beside the title, not on the lines

@@ -142,6 +142,9 @@ def read_samples(path: pathlib.Path) -> list[dict[str, Any]]:
     """The finished samples of a run."""
     if not path.is_dir():
         raise UserError("is no directory", where=str(path), mend="give the --out of a decode run")
+    if (path / "runs").is_dir() and not (path / SAMPLES).is_file():
+        mend = "decode what is to be seen once more, with python -m jkv.decode --trace"
+        raise UserError("holds a sweep, whose runs write no trace", where=str(path), mend=mend)
     if not (path / SAMPLES).is_file() or not (path / TRACE).is_file():
         what = f"has no {TRACE if (path / SAMPLES).is_file() else SAMPLES}"
         raise UserError(what, where=str(path), mend="write one with python -m jkv.decode --trace --out DIR")
