@@ -44,6 +44,8 @@ def draw_policies(out: pathlib.Path, results: Sequence[Result]) -> None:
                 handles[label] = _draw(axes, line, style, beside, intervals=len(styles) <= FEW)
         axes.set(title=model.rstrip("/").rpartition("/")[2], xlabel="KV budget, slots a row", ylim=(0, None))
         axes.set_xticks(budgets)
+        if len(budgets) == 1:
+            axes.set_xlim(budgets[0] - gap / 3, budgets[0] + gap / 3)
         axes.tick_params(axis="x", labelrotation=45 if len(axes.get_xticks()) > 4 else 0)
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
