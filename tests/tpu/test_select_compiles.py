@@ -8,7 +8,6 @@ import sys
 import pytest
 
 pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' brings the TPU compiler")
-pytestmark = pytest.mark.slow
 
 # libtpu reads its environment when it is loaded, and jax must not have been imported: a process of its own.
 COMMON = """
@@ -100,12 +99,12 @@ def run(script: str, *words: str):
 @pytest.mark.parametrize(
     ("topology", "dtype"),
     [
-        ("v5e:2x2", "bfloat16"),
-        ("v5e:2x2", "float32"),
-        ("v6e:2x2", "bfloat16"),
-        ("v6e:2x2", "float32"),
-        ("v5p:2x2x1", "bfloat16"),
-        ("v5p:2x2x1", "float32"),
+        pytest.param("v5e:2x2", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", "float32", marks=pytest.mark.slow),
+        pytest.param("v5p:2x2x1", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", "float32", marks=pytest.mark.exhaustive),
+        pytest.param("v6e:2x2", "bfloat16", marks=pytest.mark.exhaustive),
+        pytest.param("v5p:2x2x1", "float32", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_kernels_compile_alone_and_on_a_mesh(topology, dtype):
@@ -120,6 +119,7 @@ def test_the_kernels_compile_alone_and_on_a_mesh(topology, dtype):
         assert program["temporary"] <= share * program["arguments"] + 2**20, (name, program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_eviction_by_rkv_has_no_array_of_slots_by_slots(dtype):
     found = run(EVICTION, "v5e:2x2", dtype)
