@@ -62,7 +62,7 @@ def run_sweep(config: SweepConfig, *, show: bool = True) -> list[Result]:
             cell.config.retention(cell.config.make_policy(), longest=1)
             rows_of(cell.config.batch_size, hosts)
             refuse_converted(cell.config.model, hosts)
-    if hosts.first and (others := _others(cells, out)):
+    if others := _others(cells, out):  # on every host: all refuse, or none
         said = f"{out} also holds {others} runs of another sweep: results and figures leave them out"
         screen.print(Text(visible(said)), soft_wrap=True)
     meeting = None if hosts.count == 1 else Meeting(hosts, out, [out / cell.directory for cell in cells], config)

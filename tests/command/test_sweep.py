@@ -72,8 +72,13 @@ def test_a_sweep_runs_every_cell_and_continues(config, tmp_path, capsys):
     sweep.main(["--config", str(config), "--out", str(out), "--quiet"])
     assert [path.read_bytes() for path in runs] == before
     # Another sweep's results don't get mixed with these, and a run is no sweep.
+    # Before anything is decoded: not even a cell that isn't there yet.
+    first = next(path.parent for path in runs if path.parent.name == "full")
+    first.rename(tmp_path / "aside")
     with pytest.raises(UserError, match="limit None, now 2"):
         sweep.main(["--config", str(config), "--out", str(out), "--limit", "2"])
+    assert not first.exists()
+    (tmp_path / "aside").rename(first)
     with pytest.raises(UserError, match="holds a run"):
         sweep.main(["--config", str(config), "--out", str(runs[0].parent)])
     with pytest.raises(UserError, match="holds a sweep"):
