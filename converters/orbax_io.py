@@ -73,7 +73,11 @@ def read_converted(
         target[path] = jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=where)
     # It has many tensors in flight at a time, twice in memory each: so much of them.
     most = 1 + (2 * max(math.prod(leaf.shape) * wanted.itemsize for leaf in target.values()) >> 30)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=most)) as checkpointer:
+    # Each of several processes reads for itself, when it comes to it: Orbax would let them wait for each other.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f"host{me}")
+    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=most, multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         stored = _guarded(directory, lambda: dict(checkpointer.metadata(directory / WEIGHTS).item_metadata))
         _check_shapes(directory, stored, target)
         wish = ocp.args.StandardRestore(target)

@@ -1,5 +1,6 @@
 """Which mesh a run gets: the one that is asked for, or (``--mesh auto``) the one whose steps should be shortest."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ from jax.sharding import Mesh
 
 from jkv.config import ModelConfig
 from jkv.errors import UserError
+from jkv.hosts import Hosts, rows_of
 from jkv.mesh import check_sizes, make_mesh, parse_mesh
 from jkv.sharding import DATA, MODEL
 
 AUTO = "auto"
+ALONE = Hosts()
 # Round numbers, between those of TPU generations: they only have to rank meshes. Bytes/s that a device reads, and
 # seconds that the devices of the model axis take to add up a layer's small contributions.
 _BANDWIDTH, _ALL_REDUCE = 1e12, 10e-6
@@ -30,50 +33,84 @@ def settle_mesh(
     kv: str | None = None,
     devices: Sequence[Any] | None = None,
     usable: int | None = None,
-    hosts: int = 1,
+    hosts: Hosts = ALONE,
 ) -> Mesh | None:
-    """The mesh that ``--mesh`` names, over the first of ``devices`` (this process's, unless given); None without it.
+    """The mesh that ``--mesh`` names, over the first of ``devices`` (all of the run's, unless given); None without it.
 
     weights, kv: 'int8' if they are that.  usable: bytes of a device, where it can't be asked itself.
-    hosts: the words and the rows are of so many hosts; the mesh is one host's part. The data axis is shared by hosts,
-    the model axis lies within each.
+    hosts: those that share the devices. The words and the rows are of all of them, the mesh is that of this host's
+    replica: its own devices, or, where `model` is more than a host has, those of it and its neighbours.
 
     Raises UserError for words that are no mesh, more devices than there are, and sizes that don't divide.
     """
     if words is None:
         return None
-    there = list(jax.local_devices() if devices is None else devices)
+    there = list(jax.devices() if devices is None else devices)
+    each = len(there) // hosts.count
     if words == AUTO:
-        usable = _memory(there[0]) if usable is None else usable
+        if usable is None:  # only a device of one's own can be asked
+            usable = _memory(next((d for d in there if d.process_index == hosts.index), there[0]))
         held = weight_count(config) * jnp.dtype(weights or dtype).itemsize
         buffer = config.kv_bytes(rows, slots, jnp.dtype(dtype).itemsize, kv)
-        rows, buffer = rows // hosts, buffer // hosts
-        sizes = best_sizes(config, len(there), rows=rows, weights=held, buffer=buffer, usable=usable)
+        sizes = _best_for_hosts(config, each, rows=rows, weights=held, buffer=buffer, usable=usable, hosts=hosts)
     else:
         sizes = parse_mesh(words)
         check_sizes(config, rows, sizes)
-        if hosts > 1:
-            sizes = _of_one_host(words, sizes, hosts, len(there))
     count = sizes[DATA] * sizes[MODEL]
-    if count > len(there):
-        what = f"{words} asks for {count} devices, there are {len(there)}"
-        raise UserError(what, where="--mesh", mend=f"let data x model be at most {len(there)}")
-    return make_mesh(there[:count], sizes)
+    if hosts.count == 1:
+        if count > each:
+            what = f"{words} asks for {count} devices, there are {each}"
+            raise UserError(what, where="--mesh", mend=f"let data x model be at most {each}")
+        return make_mesh(there[:count], sizes)
+    hosts = _spread(words, sizes, hosts, each)
+    rows_of(rows, hosts)
+    mine = [device for device in there if device.process_index // hosts.together == hosts.replica]
+    return make_mesh(mine[: count // hosts.replicas], {DATA: sizes[DATA] // hosts.replicas, MODEL: sizes[MODEL]})
 
 
-def _of_one_host(words: str, sizes: dict[str, int], hosts: int, devices: int) -> dict[str, int]:
-    """Raises UserError for a mesh whose model axis would cross hosts, or that has too many devices for them."""
+def _spread(words: str, sizes: dict[str, int], hosts: Hosts, each: int) -> Hosts:
+    """``hosts``, of ``each`` devices, with how many of them hold a replica together.
+
+    Raises UserError for a mesh that they can't share evenly, or that has too many devices for them.
+    """
     data, model = sizes[DATA], sizes[MODEL]
-    if model > devices:
-        what = f"model={model} would cross hosts, which have {devices} devices each: only rows are shared by hosts"
-        raise UserError(what, where="--mesh", mend=f"let model be at most {devices}, or take hosts with more devices")
-    if data % hosts:
-        what = f"data={data} can't be shared by {hosts} hosts evenly"
-        raise UserError(what, where="--mesh", mend=f"give a data axis that is a multiple of {hosts}")
-    if data // hosts * model > devices:
-        what = f"{words} asks for {data // hosts * model} devices of each of {hosts} hosts, which have {devices}"
-        raise UserError(what, where="--mesh", mend=f"let data x model be at most {hosts * devices}")
-    return {DATA: data // hosts, MODEL: model}
+    count = hosts.count
+    if model > each and (model % each or count % (model // each)):
+        what = f"model={model} can't be held by whole hosts of {each} devices each, of which there are {count}"
+        raise UserError(what, where="--mesh", mend=f"give a multiple of {each} that divides {count * each}")
+    hosts = dataclasses.replace(hosts, together=max(1, model // each))
+    groups = f"{count} hosts" if hosts.together == 1 else f"{hosts.replicas} groups of {hosts.together} hosts"
+    if data % hosts.replicas:
+        what = f"data={data} can't be shared by {groups} evenly"
+        raise UserError(what, where="--mesh", mend=f"give a data axis that is a multiple of {hosts.replicas}")
+    asked, have = data // hosts.replicas * model, hosts.together * each
+    if asked > have:
+        what = f"{words} asks for {asked} devices of each of {groups}, which have {have}"
+        raise UserError(what, where="--mesh", mend=f"let data x model be at most {count * each}")
+    return hosts
+
+
+def _best_for_hosts(
+    config: ModelConfig, each: int, *, rows: int, weights: int, buffer: int, usable: int | None, hosts: Hosts
+) -> dict[str, int]:
+    """``best_sizes`` for the devices of all hosts: within a host if it fits there, as hosts have to say nothing to each
+    other then; else over as few hosts as hold it. If none do, the least memory."""
+    ranked = []
+    for together in range(1, hosts.count + 1):
+        if hosts.count % together:
+            continue
+        replicas = hosts.count // together
+        ours = {"weights": weights, "buffer": buffer // replicas, "usable": usable}
+        try:
+            if together == 1:
+                sizes = best_sizes(config, each, rows=rows // replicas, **ours)
+            else:
+                check_sizes(config, rows // replicas, sizes := {DATA: 1, MODEL: together * each})
+        except UserError:
+            continue
+        too_large, *_ = _cost(config, sizes, **ours)
+        ranked.append(((too_large, together), {DATA: sizes[DATA] * replicas, MODEL: sizes[MODEL]}))
+    return min(ranked, key=lambda entry: entry[0])[1]
 
 
 def best_sizes(
@@ -94,12 +131,20 @@ def best_sizes(
                 check_sizes(config, rows, sizes)
             except UserError:
                 continue
-            held = weights / model + buffer / (data * model)
-            adds = 0 if model == 1 else 2 * config.n_layers + 1
-            seconds = held / _BANDWIDTH + adds * _ALL_REDUCE
-            too_large = usable is not None and held > _USABLE * usable
-            ranked.append(((held if too_large else 0.0, seconds, -data * model), sizes))
+            ranked.append((_cost(config, sizes, weights=weights, buffer=buffer, usable=usable), sizes))
     return min(ranked, key=lambda entry: entry[0])[1]
+
+
+def _cost(
+    config: ModelConfig, sizes: dict[str, int], *, weights: int, buffer: int, usable: int | None
+) -> tuple[float, float, int]:
+    """Less is better: bytes of a device if they are too many, else 0; seconds of a step; unused devices."""
+    data, model = sizes[DATA], sizes[MODEL]
+    held = weights / model + buffer / (data * model)
+    adds = 0 if model == 1 else 2 * config.n_layers + 1
+    seconds = held / _BANDWIDTH + adds * _ALL_REDUCE
+    too_large = usable is not None and held > _USABLE * usable
+    return held if too_large else 0.0, seconds, -data * model
 
 
 def weight_count(config: ModelConfig) -> int:
@@ -116,8 +161,15 @@ def _memory(device: Any) -> int | None:
     return statistics.get("bytes_limit")
 
 
-def mesh_words(mesh: Mesh | None, hosts: int = 1) -> str | None:
-    """'data=2,model=4', as ``--mesh`` takes it. hosts: ``mesh`` is the part of one of so many."""
+def mesh_words(mesh: Mesh | None, hosts: Hosts = ALONE) -> str | None:
+    """'data=2,model=4', as ``--mesh`` takes it. hosts: ``mesh`` is that of one of their replicas."""
     if mesh is None:
         return None
-    return ",".join(f"{axis}={size * (hosts if axis == DATA else 1)}" for axis, size in mesh.shape.items())
+    return ",".join(f"{axis}={size * (hosts.replicas if axis == DATA else 1)}" for axis, size in mesh.shape.items())
+
+
+def spread_over(hosts: Hosts, mesh: Mesh | None) -> Hosts:
+    """``hosts``, with how many of them ``mesh`` lies on."""
+    if mesh is None:
+        return hosts
+    return dataclasses.replace(hosts, together=len({device.process_index for device in mesh.devices.flat}))

@@ -21,7 +21,7 @@ from jkv.chunked_prefill import CHUNK, chunked_prefill
 from jkv.errors import UserError
 from jkv.mesh import check_mesh
 from jkv.models.decoder import Decoder
-from jkv.placement import placement_of
+from jkv.placement import fetch, placement_of, put
 from jkv.policies.base import Policy
 from jkv.policies.retention import Retention
 from jkv.prefill import buckets, prefill
@@ -185,7 +185,7 @@ class Engine:
             self.check(request)
         rows = [_Row() for _ in range(self.batch_size)]
         # An earlier run may have been left half-way: its rows end here.
-        idle = jax.device_put(np.zeros(self.batch_size, np.bool_), self.state.active.sharding)
+        idle = put(np.zeros(self.batch_size, np.bool_), self.state.active.sharding)
         self.state = dataclasses.replace(self.state, active=idle)
         tokens = 0
         while queue or any(row.request for row in rows):
@@ -290,7 +290,7 @@ class Engine:
         # The row is an argument of one small program; the length cuts on the host. Slicing on the device by either
         # would compile anew for every value.
         length = int(np.asarray(cache.length)[row])
-        positions = np.asarray(_row_of(cache.positions, row))[..., :length]
+        positions = fetch(_row_of(cache.positions, row))[..., :length]
         if without is not None:
             layers, heads, n = positions.shape
             positions = positions[positions != without].reshape(layers, heads, n - 1)
@@ -301,7 +301,7 @@ class Engine:
         """What the row's last eviction decided by, in the order of positions."""
         if (scored := self.state.scored) is None:
             return None
-        scores, positions = (np.asarray(_row_of(x, row)) for x in (scored.scores, scored.positions))
+        scores, positions = (fetch(_row_of(x, row)) for x in (scored.scores, scored.positions))
         scores = np.take_along_axis(scores, np.argsort(positions, axis=-1), axis=-1)
         return scores[0, 0] if self.program.rule.granularity == "shared" else scores
 

@@ -12,11 +12,11 @@ from typing import Any
 from rich.text import Text
 
 from jkv import termination
-from jkv.auto_mesh import mesh_words
+from jkv.auto_mesh import mesh_words, spread_over
 from jkv.errors import UserError
 from jkv.grader import Grader
 from jkv.hosts import here, rows_of
-from jkv.load import Loaded, load, refuse_missing
+from jkv.load import Loaded, known_config, load
 from jkv.meeting import Meeting
 from jkv.mesh import place_weights
 from jkv.output import refuse_other_settings, refuse_run
@@ -32,7 +32,6 @@ from jkv.runner import (
     identity_of,
     mesh_of,
     new_tokens_of,
-    refuse_converted,
     start,
 )
 from jkv.show import Screen, busy, visible
@@ -58,10 +57,12 @@ def run_sweep(config: SweepConfig, *, show: bool = True) -> list[Result]:
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
     for cell in cells:
         with named(cell):
-            refuse_missing(cell.config.model)
+            model = known_config(cell.config.model)
             cell.config.retention(cell.config.make_policy(), longest=1)
-            rows_of(cell.config.batch_size, hosts)
-            refuse_converted(cell.config.model, hosts)
+            if cell.config.mesh is None:
+                rows_of(cell.config.batch_size, hosts)
+            elif model is not None:
+                mesh_of(dataclasses.replace(cell.config, quiet=True), model)
     if others := _others(cells, out):  # on every host: all refuse, or none
         said = f"{out} also holds {others} runs of another sweep: results and figures leave them out"
         screen.print(Text(visible(said)), soft_wrap=True)
@@ -101,7 +102,7 @@ def _decode(cells: Sequence[Cell], out: pathlib.Path, meeting: Meeting | None, r
             largest = max(mine, key=lambda cell: cell.budget or new_tokens_of(cell.config))
             with named(largest):
                 mesh = mesh_of(largest.config)
-            words = mesh_words(mesh, here().count)
+            words = mesh_words(mesh, spread_over(here(), mesh))
             mine = [dataclasses.replace(c, config=dataclasses.replace(c.config, mesh=words)) for c in mine]
             with busy(f"loading {model}", quiet=quiet):
                 place = None if mesh is None else place_weights(mesh)

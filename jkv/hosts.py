@@ -1,8 +1,10 @@
 """The processes that share a run, one a host: how they find each other, and what of the work is whose.
 
 Rows are independent, so hosts have nothing to say to each other while they decode: each takes its share of the samples
-and decodes it on its own devices, refilling its own rows, and no collective ever leaves a host. `jax.distributed`
-says who is there, and ends the others when one is lost.
+and decodes it on its own devices, refilling its own rows, and no collective leaves a host. Only where a model is too
+large for one host's devices do several hold its weights and buffer together, a replica of it: they run the same
+programs for the same requests in step, and the first of them writes. `jax.distributed` says who is there, and ends the
+others when one is lost.
 """
 
 import atexit
@@ -29,19 +31,38 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """This process's place among those that share a run."""
+    """This process's place among those that share a run.
+
+    together: so many hosts hold each replica of the model, neighbours by index.
+    """
 
     index: int = 0
     count: int = 1
+    together: int = 1
 
     @property
     def first(self) -> bool:
         """Whether it is the one that writes results."""
         return self.index == 0
 
+    @property
+    def replicas(self) -> int:
+        """How many there are of the model."""
+        return self.count // self.together
+
+    @property
+    def replica(self) -> int:
+        """Which of them this host has a part in, from 0."""
+        return self.index // self.together
+
+    @property
+    def leader(self) -> int:
+        """The host that writes what this one's replica decodes."""
+        return self.replica * self.together
+
     def share(self, work: Sequence[_T]) -> list[_T]:
-        """This host's part of the work: every count-th, so that all get of easy and hard problems alike."""
-        return list(work[self.index :: self.count])
+        """This replica's part of the work: every so many-th, so that all get of easy and hard problems alike."""
+        return list(work[self.replica :: self.replicas])
 
     def __str__(self) -> str:
         return f"host {self.index} of {self.count} (from 0)"
@@ -88,11 +109,12 @@ def join() -> Hosts:
 
 
 def rows_of(batch_size: int, hosts: Hosts) -> int:
-    """This host's rows of the batch. Raises UserError if they don't divide."""
-    if batch_size % hosts.count:
-        what = f"{hosts.count} hosts can't share {batch_size} rows evenly"
-        raise UserError(what, where="--batch-size", mend=f"give a multiple of {hosts.count}")
-    return batch_size // hosts.count
+    """A replica's rows of the batch. Raises UserError if they don't divide."""
+    if batch_size % hosts.replicas:
+        who = f"{hosts.replicas} hosts" if hosts.together == 1 else f"{hosts.replicas} groups of {hosts.together} hosts"
+        what = f"{who} can't share {batch_size} rows evenly"
+        raise UserError(what, where="--batch-size", mend=f"give a multiple of {hosts.replicas}")
+    return batch_size // hosts.replicas
 
 
 def need_out(out: str | None) -> pathlib.Path:

@@ -81,12 +81,13 @@ def locate(name: str | Path) -> Path:
     raise _no_such_model(text)
 
 
-def refuse_missing(name: str) -> None:
-    """Raise UserError if ``locate`` would, as far as that can be told without a network."""
+def known_config(name: str) -> ModelConfig | None:
+    """A model's config, where it can be read without a network; else None. Raises UserError if ``locate`` would."""
     from converters.config import read_config
 
-    if not _HUB_ID.fullmatch(name) or Path(os.path.expanduser(name)).exists():
-        read_config(locate(name))
+    if _HUB_ID.fullmatch(name) and not Path(os.path.expanduser(name)).exists():
+        return None
+    return read_config(locate(name))
 
 
 def _no_such_model(text: str) -> UserError:

@@ -1,12 +1,14 @@
 """Where an engine's arrays live and how its programs are compiled: on one device, or on a mesh of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jkv.config import ModelConfig
 from jkv.mesh import auto_formats, everywhere, lower_over_rows, make_mesh, state_formats
@@ -71,7 +73,7 @@ class OnMesh:
         places = everywhere(tree, self.mesh)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
             return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
-        return jax.device_put(tree, places)
+        return jax.tree.map(put, tree, places)
 
     def empty(self, make: Callable[[], DecodeState]) -> DecodeState:
         formats = state_formats(jax.eval_shape(make), self.config, self.mesh)
@@ -92,6 +94,29 @@ class OnMesh:
             theirs.set_value(moved)
             ours.set_value(moved)
         return formats
+
+
+def put(x: Any, place: Sharding) -> jax.Array:
+    """An array that this process has, where ``place`` says. Where several hosts' devices have a part in it, each gives
+    its own from the same array; nothing is sent (`jax.device_put` would first compare them all)."""
+    if place.is_fully_addressable:
+        return jax.device_put(x, place)
+    here = np.asarray(x)
+    return jax.make_array_from_callback(here.shape, place, lambda part: here[part])
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """An array's values. Where parts of it are on other hosts' devices only, they come from there: to be called by all
+    hosts of the replica, in step."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    assert isinstance(x.sharding, NamedSharding)
+    return np.asarray(_everywhere(x.sharding.mesh)(x))
+
+
+@functools.cache
+def _everywhere(mesh: Mesh | AbstractMesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def placement_of(mesh: Mesh | None, config: ModelConfig) -> OneDevice | OnMesh:

@@ -141,3 +141,11 @@ def plain_scores(scores: np.ndarray) -> list:
     if scores.ndim > 1:
         return [plain_scores(part) for part in scores]
     return [None if score == np.inf else float(f"{score:.9g}") for score in scores.tolist()]
+
+
+def follow(engine: Engine, todo: Sequence[Request], *, trace: bool) -> None:
+    """Decode what a ``Recorder`` on another host does, which holds the same replica: the devices here have a part in
+    each of its programs."""
+    engine.compile(len(r.prompt_ids) for r in todo)
+    for _ in engine.run(todo, trace=trace):
+        pass

@@ -18,21 +18,21 @@ from jax.sharding import Mesh
 from rich.console import RenderableType
 
 from converters.config import read_config
-from converters.orbax_io import is_converted
 from jkv import termination
-from jkv.auto_mesh import AUTO, mesh_words, settle_mesh
+from jkv.auto_mesh import AUTO, mesh_words, settle_mesh, spread_over
 from jkv.config import ModelConfig
 from jkv.engine import Engine, Request, Timings
 from jkv.errors import UserError
 from jkv.grader import Grader
 from jkv.hosts import Hosts, here, need_out, rows_of
-from jkv.load import Loaded, load, locate, refuse_missing
+from jkv.load import Loaded, known_config, load, locate
 from jkv.meeting import Meeting
 from jkv.mesh import place_weights
 from jkv.output import RunDirectory
+from jkv.placement import fetch
 from jkv.policies import Context, Policy
 from jkv.policies.code import code_digest
-from jkv.recording import Recorder
+from jkv.recording import Recorder, follow
 from jkv.run_config import DecodeConfig
 from jkv.sampling import make_sampler
 from jkv.show import LiveProgress, Screen, busy, human_bytes, summary_table
@@ -57,29 +57,22 @@ def new_tokens_of(config: DecodeConfig) -> int:
 
 
 def mesh_of(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | None:
-    """This host's part of the mesh that ``--mesh`` names, said on stderr where it was chosen here. model: of
-    ``config``, if at hand."""
+    """The mesh that ``--mesh`` names, or of several hosts that of this one's replica; said on stderr if it was chosen
+    here. model: of ``config``, if at hand."""
     if config.mesh is None:
         return None
     model = model or read_config(locate(config.model))
     slots = config.budget or new_tokens_of(config)
-    hosts = here().count
+    hosts = here()
     mesh = settle_mesh(
         config.mesh, model, rows=config.batch_size, slots=slots, dtype=default_dtype(config.dtype),
         weights=config.weights, kv=config.kv, hosts=hosts,
     )  # fmt: skip
     if config.mesh == AUTO:
-        text = f"mesh: {mesh_words(mesh, hosts)}, of {jax.device_count()} x {jax.local_devices()[0].device_kind}"
+        words, kind = mesh_words(mesh, spread_over(hosts, mesh)), jax.local_devices()[0].device_kind
+        text = f"mesh: {words}, of {jax.device_count()} x {kind}"
         Screen(stderr=True, quiet=config.quiet, highlight=False).print(text, soft_wrap=True)
     return mesh
-
-
-def refuse_converted(model: str, hosts: Hosts) -> None:
-    """Raise UserError for a converted directory where several hosts are to read it: Orbax wants them to do so together,
-    and here none waits for another."""
-    if hosts.count > 1 and is_converted(locate(model)):
-        mend = "give the Hugging Face directory (python -m converters --to-hf makes one)"
-        raise UserError("is a converted directory, which several hosts can't read", where=model, mend=mend)
 
 
 def run(config: DecodeConfig, **known: Any) -> dict[str, Any] | None:
@@ -118,16 +111,15 @@ def start(
     above: shown over the progress bar.  show: print a thought and the closing table when done.  screen: where to
     (default: stdout, unless the run is quiet).  meeting: of several hosts.
     """
-    hosts = Hosts() if meeting is None else meeting.hosts
     # Whatever can be refused without the weights is refused before they are read.
     if loaded is None:
-        refuse_missing(config.model)
+        known_config(config.model)
     policy = config.make_policy()
     config.retention(policy, longest=1)
     dtype = default_dtype(config.dtype)
     mesh = mesh_of(config, None if loaded is None else loaded.config)
+    hosts = spread_over(Hosts() if meeting is None else meeting.hosts, mesh)
     rows = rows_of(config.batch_size, hosts)
-    refuse_converted(config.model, hosts)
     shard = None if mesh is None else place_weights(mesh)
     with busy(f"loading {config.model}", quiet=config.quiet):
         loaded = loaded or load(config.model, dtype, shard, config.weights)
@@ -162,8 +154,8 @@ def start(
     identity = _identity(config, policy, dtype, (nnx.state(loaded.model), parameters), problems)
     # Of the buffer that the full cache would take, in the same form.
     kv_bytes_full = loaded.config.kv_bytes(config.batch_size, longest, engine.dtype.itemsize, config.kv)
-    words, device, traces = mesh_words(mesh, hosts.count), jax.local_devices()[0].device_kind, engine.traces
-    kv_bytes = engine.kv_bytes * hosts.count
+    words, device, traces = mesh_words(mesh, hosts), jax.local_devices()[0].device_kind, engine.traces
+    kv_bytes = engine.kv_bytes * hosts.replicas
     closing = screen or (Screen(highlight=False) if show and not config.quiet else None)
     to_show: list[Recorder] = []
 
@@ -180,21 +172,23 @@ def start(
     if meeting is None:
         share = all_of(out, identity, requests, sum_up, trace=config.trace)
     else:
-        share = share_of(meeting, out, identity, requests, sum_up, trace=config.trace, quiet=config.quiet)
+        share = share_of(meeting, hosts, out, identity, requests, sum_up, trace=config.trace, quiet=config.quiet)
     live = LiveProgress(
         total=share.total, slots=rows * rule.budget, kv_bytes=kv_bytes, kv_bytes_full=kv_bytes_full,
         quiet=config.quiet, above=above,
     )  # fmt: skip
     if share.notice:
         live.console.print(share.notice, soft_wrap=True)
-    of_host = f" by {hosts}" if hosts.count > 1 else ""
+    of_host = f" by {dataclasses.replace(hosts, index=hosts.leader)}" if hosts.count > 1 else ""
     kept = f"and kept in {config.out}: run the same command to continue" if config.out else "but only --out keeps them"
     so_far = lambda: f"{share.done} of {share.total} samples are finished{of_host} {kept}"
     try:
         with termination.saying(so_far), live, _mendable(), Marking(grader) as marking:
             live.sample_done(share.done)
             termination.renew()
-            if share.directory is not None and share.requests:
+            if share.requests and share.directory is None:  # another host of this replica writes
+                follow(engine, share.requests, trace=config.trace)
+            elif share.requests and share.directory is not None:
                 recorder = Recorder(engine, problems, loaded.tokenizer, share.directory, marking, trace=config.trace)
                 recorder.decode(share.requests, live, patience=PATIENCE_S)
                 to_show += [recorder] if closing is not None else []
@@ -278,7 +272,7 @@ def _identity(
     weights = hashlib.sha256()
     for leaf in jax.tree.leaves(arrays):
         # Any training changes a matrix's first row; reading all of a large model would take its time.
-        weights.update(np.asarray(leaf if leaf.ndim < 2 else leaf[0]).tobytes())
+        weights.update(fetch(leaf if leaf.ndim < 2 else leaf[0]).tobytes())
     code = code_digest(type(policy))
     own = {} if code is None else {"code": code}
     return {**identity, **own, "problems": _digest(hashlib.sha256(prompts)), "weights": _digest(weights)}

@@ -1,4 +1,5 @@
-"""A run that several hosts share: each decodes its share into a directory of its own; host 0 sums up.
+"""A run that several hosts share: each (or each group that holds a replica of the model) decodes its share into a
+directory of its own; host 0 sums up.
 
 Nobody waits while there is work: a host that is through with its share of a run begins with the next run of the sweep,
 and host 0 sums a run up when the last sample of it is there.
@@ -14,6 +15,7 @@ from typing import Any
 
 from jkv.engine import Request
 from jkv.errors import UserError
+from jkv.hosts import Hosts
 from jkv.meeting import POLL_S, Meeting
 from jkv.output import BeingWritten, RunDirectory, read_config, refuse_other_config
 from jkv.parts import Finished, Key, fold, part
@@ -79,7 +81,8 @@ class Ending:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """This host's part of a run, yet to be decoded, into ``directory``; None if there is nothing left to do.
+    """This host's part of a run, yet to be decoded, into ``directory``; None if there is nothing left to do, or another
+    host of its replica writes.
 
     total: samples of the part, or of the run where one host does all of it.  notice: what was repaired.
     """
@@ -131,6 +134,7 @@ def all_of(
 
 def share_of(
     meeting: Meeting,
+    hosts: Hosts,
     path: pathlib.Path,
     identity: dict[str, Any],
     requests: Sequence[Request],
@@ -139,15 +143,19 @@ def share_of(
     trace: bool,
     quiet: bool,
 ) -> Share:
-    """What this host has to do of a run in ``path``. Raises UserError as RunDirectory does, on all hosts alike."""
-    hosts, finished = meeting.hosts, meeting.finished[path]
+    """What this host has to do of a run in ``path``. hosts: those that meet, and how they hold the run's model.
+
+    Raises UserError as RunDirectory does, on all hosts alike.
+    """
+    finished = meeting.finished[path]
     wanted = {(r.id, r.sample) for r in requests}
     if finished:
         refuse_other_config(path, read_config(path), json.loads(json.dumps(identity)))
         _refuse_strangers(path, finished, wanted)
     todo = hosts.share([r for r in requests if (r.id, r.sample) not in finished])
     run = RunDirectory(path, identity, trace=trace) if hosts.first else None
-    mine = RunDirectory(part(path, hosts.index), identity, trace=trace, sync=True) if todo else None
+    writes = bool(todo) and hosts.index == hosts.leader
+    mine = RunDirectory(part(path, hosts.index), identity, trace=trace, sync=True) if writes else None
     others = Finished(*(part(path, host) for host in range(hosts.count)))
     ending = Ending(run, wanted, others, sum_up, quiet)
     return Share(todo, mine, ending, len(todo), _lines(*(d.notice for d in (run, mine) if d is not None)))

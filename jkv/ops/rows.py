@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 MIN_ROWS = 4
@@ -69,6 +70,15 @@ def _sum_in_own_loop(x: jax.Array) -> jax.Array:
     lowest = np.float32(np.finfo(np.float32).min)
     add = lambda a, b: lax.add(lax.max(a, lowest), b)
     zero, width = np.float32(0), x.shape[-1]
+    x = _whole_rows(x)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -width % _LANES)])
     columns = x.reshape(*x.shape[:-1], -1, _LANES)
     return lax.reduce(lax.reduce(columns, zero, add, (x.ndim - 1,)), zero, add, (x.ndim - 1,))
+
+
+def _whole_rows(x: jax.Array) -> jax.Array:
+    """On a mesh: no row is spread over devices (logits are, by vocabulary). They could not add up such a reducer's
+    results, and a whole row is added in the order of one device."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(*(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1), None))
