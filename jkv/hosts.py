@@ -147,8 +147,9 @@ def leave_at_once(error: BaseException) -> None:
             stream.flush()
     if here().first:
         time.sleep(2)  # where all fail alike, the others have the time to say so: JAX aborts them once this one is gone
-    for call in termination.before_leaving[:1]:  # no last words: the error is said
-        call()
+    if not isinstance(error, jax.errors.JaxRuntimeError):  # else it may well be that another host was lost
+        for call in termination.before_leaving[:1]:  # no last words: the error is said
+            call()
     os._exit(code if isinstance(code, int) else 1)
 
 

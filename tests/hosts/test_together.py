@@ -4,18 +4,16 @@ import contextlib
 import csv
 import io
 import json
-import os
 import pathlib
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import pytest
 
 from jkv.hosts import HEARTBEAT_S
 from tests.command.conftest import read_jsonl, write_rows
+from tests.hosts.processes import finish, launch
 from tests.requests import prompts
 
 pytestmark = pytest.mark.slow
@@ -35,34 +33,12 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 def start(place: pathlib.Path, out: pathlib.Path, processes: int) -> list[subprocess.Popen]:
     """The same command on every host."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "jkv.sweep", "--models", "demo-llama", "--tasks", "demo", str(place / "task.jsonl"),
+    words = [
+        "jkv.sweep", "--models", "demo-llama", "--tasks", "demo", str(place / "task.jsonl"),
         "--policies", "window", "--budgets", "96", "--no-full", "--limit", str(LIMIT), "--samples", str(SAMPLES),
         "--batch-size", "8", "--max-new-tokens", "240", "--mesh", "data=8", "--out", str(out), "--quiet",
     ]  # fmt: skip
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }  # fmt: skip
-    if processes > 1:
-        environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
-    return [
-        subprocess.Popen(
-            command, env=environment | ({"JAX_PROCESS_ID": str(i)} if processes > 1 else {}), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-
-
-def finish(started: list[subprocess.Popen]) -> None:
-    for process in started:
-        _, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err[-3000:]
+    return launch(words, processes, place / "cache")
 
 
 def samples(out: pathlib.Path) -> dict[tuple, str]:
