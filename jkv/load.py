@@ -120,10 +120,10 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
         return None
     # Else its first words are that PyTorch was not found, which nothing here wants.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+        tokenizer = _tokenizer_class(directory).from_pretrained(
+            str(directory), trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # transformers and tokenizers raise bare Exceptions here
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"the tokenizer can't be read ({reason})", where=str(directory)) from None
@@ -132,6 +132,15 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
         what = f"the tokenizer has token id {largest}, the model's vocab_size is {vocab_size}"
         raise UserError(what, where=str(directory), mend="the tokenizer belongs to another model")
     return tokenizer
+
+
+def _tokenizer_class(directory: Path) -> Any:
+    """What reads a directory's tokenizer: AutoTokenizer, but for the demo models, as it first imports what knows all
+    architectures, and PyTorch where it is installed: seconds at every start."""
+    import transformers
+
+    of_demo = directory.parent == _CHECKPOINTS
+    return transformers.PreTrainedTokenizerFast if of_demo else transformers.AutoTokenizer
 
 
 make_callable(__name__, load_model)

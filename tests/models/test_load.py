@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from converters.__main__ import convert
 from converters.fill import leaves
@@ -44,6 +44,20 @@ def test_converted_and_hugging_face_load_alike(directory, tmp_path):
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     a, b = leaves(one.model), leaves(other.model)
     assert all(np.array_equal(a[path], b[path]) and a[path].dtype == b[path].dtype for path in a)
+
+
+@pytest.mark.parametrize("name", ["demo-llama", "demo-qwen"])
+def test_a_demo_tokenizer_is_what_auto_tokenizer_gives(name):
+    """Read without it, which takes seconds."""
+    ours, theirs = load(name).tokenizer, AutoTokenizer.from_pretrained(str(locate(name)))
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.get_vocab() == theirs.get_vocab()
+    for chat in ([{"role": "user", "content": "b = 1 + 2 ? b"}], [{"role": "assistant", "content": "so b = 3"}]):
+        prompts = [t.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for t in (ours, theirs)]
+        assert prompts[0] == prompts[1]
+    every = [*range(len(ours.get_vocab()))] * 2
+    for skip in (True, False):
+        assert ours.decode(every, skip_special_tokens=skip) == theirs.decode(every, skip_special_tokens=skip)
 
 
 def line(name) -> str:
