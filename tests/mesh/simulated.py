@@ -21,6 +21,7 @@ from jkv.mesh import weight_shardings
 from jkv.models import Decoder
 from jkv.models.quantized import quantize_decoder
 from jkv.policies import Retention, get_policy
+from jkv.sampling import TopPTopK
 from tests.requests import complete, prompts
 
 # More requests than rows: a row that ends is refilled while the others go on.
@@ -32,8 +33,10 @@ QWEN = ModelConfig("qwen2", 96, 40, 72, 2, 14, 2, 12, 1e4, qkv_bias=True)
 # KV heads for a model axis of eight.
 LLAMA_8 = ModelConfig("llama", 96, 48, 72, 2, 16, 8, 12, 1e4)
 QWEN_8 = ModelConfig("qwen2", 96, 40, 72, 2, 24, 8, 12, 1e4, qkv_bias=True)
-# name: model, policy, retain, granularity. retain 31 is one out, one in; -int8 are the weights, -kv is the buffer.
+# name: model, policy, retain, granularity. retain 31 is one out, one in; -int8 are the weights, -kv is the buffer;
+# -sampled are not greedy.
 CASES = {
+    "llama-dynts-sampled": (LLAMA_8, "dynts", 24, "shared"),
     "llama8-dynts": (LLAMA_8, "dynts", 24, "shared"),
     "llama8-rkv": (LLAMA_8, "rkv", 24, "shared"),
     "llama8-window": (LLAMA_8, "window", 24, "shared"),
@@ -78,6 +81,7 @@ def run(case: str, mesh_words: str | None) -> dict[str, Any]:
     engine = Engine(
         model, policy=policy, rule=Retention(S, retain, 4, 2, False, granularity), batch_size=B, eos_ids=(),
         steps_per_call=16, parameters=parameters, mesh=mesh, kv="int8" if case.endswith("-kv") else None,
+        sampler=TopPTopK(0.8, 0.9) if case.endswith("-sampled") else None,
     )  # fmt: skip
     ids = prompts(*LENGTHS, vocabulary=96)
     todo = [Request(str(i), prompt, limit) for i, (prompt, limit) in enumerate(zip(ids, LIMITS, strict=True))]

@@ -18,6 +18,7 @@ from jkv.models.letters import weight_letters
 from tests.compilation import quick_environment
 from tests.mesh.simulated import CASES
 
+SAMPLED = "llama-dynts-sampled"
 FEW_HEADS = ("llama-dynts", "llama-h2o-head", "qwen-rkv-head-one-out")
 EIGHT = [case for case in CASES if case.partition("-")[0].endswith("8")]
 MESHES_OF_EIGHT = ("data=1,model=1", "data=8,model=1", "data=1,model=8", "data=2,model=4", "data=4,model=2")
@@ -36,7 +37,8 @@ def _same_on(cases: tuple[str, ...], meshes: tuple[str, ...]) -> None:
 
 
 def test_the_same_tokens_and_kept_positions():
-    _same_on(("llama8-dynts",), ("data=2,model=4",))
+    """Drawn, not greedy: the sums over a vocabulary that is spread, too."""
+    _same_on((SAMPLED,), ("data=2,model=4",))
 
 
 @pytest.mark.slow
@@ -45,7 +47,7 @@ def test_the_same_on_every_mesh(case):
     _same_on((case,), MESHES_OF_EIGHT)
 
 
-OTHERS = [case for case in CASES if case not in EIGHT]
+OTHERS = [case for case in CASES if case not in (*EIGHT, SAMPLED)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -124,14 +125,11 @@ IMPLEMENTATIONS = {
     "xla": functools.partial(decode_attention, implementation="xla"),
     "pallas_tpu": functools.partial(pallas_tpu.decode_attention, interpret=INTERPRET),
 }
+DTYPES, DIMS, GROUPS, SLOTS = (jnp.float32, jnp.bfloat16), (64, 128), (1, 4, 5, 7), (1, 127, 128, 2500, 5000)
 SHAPES = [  # slots, group, dim, dtype
-    (slots, group, dim, dtype)
-    for dtype in (jnp.float32, jnp.bfloat16)
-    for dim in (64, 128)
-    for group in (1, 4, 5, 7)
-    for slots in (1, 127, 128, 2500, 5000)
+    (slots, group, dim, dtype) for dtype in DTYPES for dim in DIMS for group in GROUPS for slots in SLOTS
 ]
-QUICK = {1, 7, 31, 62, 76}  # each group, dim and dtype; the rest, all sizes with all others, is slow
+QUICK = {1, 7, 31, 62, 76}  # each group, dim and dtype
 
 
 def _step(slots, group, dim, dtype, *, per_head, seed=0):
@@ -158,16 +156,24 @@ def _step(slots, group, dim, dtype, *, per_head, seed=0):
     return cast(q), cast(k_new), cast(v_new), cast(k), cast(v), ints(slot), ints(length)
 
 
+def _pairs() -> list[tuple]:
+    """A quarter of the shapes, in which every pair of sizes occurs."""
+    places = itertools.product(enumerate(SLOTS), enumerate(GROUPS))
+    return [(s, g, DIMS[(i + j) % 2], DTYPES[(i + j // 2) % 2]) for (i, s), (j, g) in places]
+
+
+def test_pairs_of_sizes():
+    for a, b in itertools.combinations(range(4), 2):
+        assert {(shape[a], shape[b]) for shape in _pairs()} == {(shape[a], shape[b]) for shape in SHAPES}
+
+
 def _cases():
-    """XLA runs all shapes, the kernel (its interpreter is slow) every second: every pair of sizes occurs in them."""
-    for i, shape in enumerate(SHAPES):
+    """All shapes: a few in every run, every pair of sizes in the slow one, the rest in the exhaustive one."""
+    pairs = set(_pairs())
+    for (i, shape), name in itertools.product(enumerate(SHAPES), IMPLEMENTATIONS):
         slots, group, dim, dtype = shape
-        parity = (
-            (1, 127, 128, 2500, 5000).index(slots) + (1, 4, 5, 7).index(group) + (dim == 64) + (dtype == jnp.float32)
-        )
-        for name in IMPLEMENTATIONS if parity % 2 == 0 or i in QUICK else ("xla",):
-            marks = () if i in QUICK else pytest.mark.slow
-            yield pytest.param(name, shape, marks=marks, id=f"{name}-S{slots}-G{group}-H{dim}-{dtype.__name__}")
+        marks = () if i in QUICK else pytest.mark.slow if shape in pairs else pytest.mark.exhaustive
+        yield pytest.param(name, shape, marks=marks, id=f"{name}-S{slots}-G{group}-H{dim}-{dtype.__name__}")
 
 
 @pytest.mark.parametrize(("implementation", "shape"), list(_cases()))
