@@ -13,7 +13,7 @@ def test_two_seeds_agree_as_often_as_the_intervals_say(tmp_path):
     sqrt(2) times the deviation); here both seeds share their problems, so at least that often."""
     found = []
     for seed in (0, 1):
-        words = ["--models", "demo-llama", "--policies", "dynts", "window", "--budgets", "80", "96", "128", "--no-full"]
+        words = ["--models", "demo-llama", "--policies", "dynts", "window", "--budgets", "80", "128", "--no-full"]
         words += ["--limit", "128", "--pin-prompt", "--seed", str(seed), "--out", str(tmp_path / str(seed)), "--quiet"]
         found.append([result.summary for result in run_sweep(sweep.parse(words))])
     inside = [
@@ -21,6 +21,6 @@ def test_two_seeds_agree_as_often_as_the_intervals_say(tmp_path):
         for one, other in (found, found[::-1])
         for a, b in zip(one, other, strict=True)
     ]
-    assert len(inside) == 12
-    assert sum(inside) >= scipy.stats.binom.ppf(0.01, 12, 0.834)
+    assert len(inside) == 8
+    assert sum(inside) >= scipy.stats.binom.ppf(0.01, 8, 0.834)
     assert any(a["pass_at_1"] != b["pass_at_1"] for a, b in zip(*found, strict=True))  # the seeds do differ

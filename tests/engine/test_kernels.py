@@ -28,7 +28,7 @@ def _run(policy, rule, implementation, kv=None):
 @pytest.mark.parametrize(
     ("policy", "retain", "granularity", "kv"),
     [
-        pytest.param("h2o", 13, "shared", None, marks=pytest.mark.slow),
+        pytest.param("h2o", 13, "shared", None, marks=pytest.mark.exhaustive),
         pytest.param("rkv", 13, "head", None, marks=pytest.mark.slow),
         pytest.param("h2o", 15, "head", None, marks=pytest.mark.exhaustive),
         pytest.param("rkv", 13, "shared", "int8", marks=pytest.mark.slow),
