@@ -28,8 +28,8 @@ def shell(tmp_path_factory):
 
     def start(out: pathlib.Path) -> subprocess.Popen:
         command = [
-            sys.executable, "-m", "jkv.sweep", "--config", "configs/sweep_demo.yaml", "--models", "demo-llama", "--budgets", "80", "128",
-            "--limit", str(PROBLEMS), "--batch-size", "4", "--out", str(out), "--quiet",
+            sys.executable, "-m", "jkv.sweep", "--config", "configs/sweep_demo.yaml", "--models", "demo-llama",
+            "--budgets", "80", "128", "--limit", str(PROBLEMS), "--batch-size", "4", "--out", str(out), "--quiet",
         ]  # fmt: skip
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

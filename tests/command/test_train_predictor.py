@@ -194,7 +194,10 @@ def test_killed_in_each_stage_at_a_random_moment(tmp_path):
     """kill -9, then the same command, until it is through: the same weights as without, nothing done twice."""
     rng = random.Random(os.urandom(8).hex())
     words = [sys.executable, "-m", "jkv.train_predictor", *map(str, (*SHORT, "--epochs", 12, "--batch-size", 4))]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }  # fmt: skip
     subprocess.run([*words, "--out", tmp_path / "whole", "--quiet"], env=environment, check=True, timeout=600)
     torn, kills = tmp_path / "torn", 0
     made: dict[str, dict[str, int]] = {}
