@@ -179,9 +179,11 @@ def start(
     )  # fmt: skip
     if share.notice:
         live.console.print(share.notice, soft_wrap=True)
-    of_host = f" by {dataclasses.replace(hosts, index=hosts.leader)}" if hosts.count > 1 else ""
+    of_host = f" by {hosts}" if hosts.count > 1 else ""
     kept = f"and kept in {config.out}: run the same command to continue" if config.out else "but only --out keeps them"
     so_far = lambda: f"{share.done} of {share.total} samples are finished{of_host} {kept}"
+    if hosts.index != hosts.leader:
+        so_far = lambda: f"{hosts} helped host {hosts.leader}, which keeps samples: run the same command to continue"
     try:
         with termination.saying(so_far), live, _mendable(), Marking(grader) as marking:
             live.sample_done(share.done)
