@@ -113,8 +113,9 @@ def test_int8_buffers():
             check_sums(found, found["rows"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("program", DEEP)
+@pytest.mark.parametrize(
+    "program", [pytest.param(p, marks=pytest.mark.exhaustive if i else pytest.mark.slow) for i, p in enumerate(DEEP)]
+)
 def test_full_depth(program):
     (found,) = compiled(0, program)
     assert found["layers"] == {"r1-llama-8b": 32, "r1-qwen-7b": 28}[program[0]]
