@@ -168,7 +168,7 @@ def test_what_is_refused_for_something_else_than_bytes_is_closed_in_on():
 # model, topology, mesh, policy, batch: two layers of real sizes.
 HAND = (
     ("r1-llama-8b", "v5e:2x4", {"data": 1, "model": 8}, "window", 32, 2500),
-    ("r1-qwen-7b", "v6e:2x2", {"data": 2, "model": 2}, "dynts", 32, 2500),
+    ("r1-qwen-7b", "v6e:2x2", {"data": 2, "model": 2}, "dynts", 32, 5000),
     ("r1-qwen-1.5b", "v5p:1x1x1", {"data": 1, "model": 1}, "rkv", 8, 1000),
 )
 
