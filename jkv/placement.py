@@ -1,14 +1,14 @@
 """Where an engine's arrays live and how its programs are compiled: on one device, or on a mesh of them."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
 
 from jkv.config import ModelConfig
 from jkv.mesh import auto_formats, everywhere, lower_over_rows, make_mesh, state_formats
@@ -110,13 +110,7 @@ def fetch(x: jax.Array) -> np.ndarray:
     hosts of the replica, in step."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
-    assert isinstance(x.sharding, NamedSharding)
-    return np.asarray(_everywhere(x.sharding.mesh)(x))
-
-
-@functools.cache
-def _everywhere(mesh: Mesh | AbstractMesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def placement_of(mesh: Mesh | None, config: ModelConfig) -> OneDevice | OnMesh:
