@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jkv import cli, decode, sweep
+from jkv import cli, decode, grid, sweep
 from jkv.engine import Engine
 from jkv.errors import UserError
 from jkv.grid import run_sweep
@@ -108,6 +108,19 @@ def test_what_cannot_run_is_refused_before_anything_is_decoded(arguments, messag
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not list(out.glob("runs/**/samples.jsonl"))
+
+
+def test_a_mesh_that_the_second_model_cannot_share_is_refused_before_the_first_is_read(tmp_path, monkeypatch):
+    def mesh_of(config, model=None):
+        assert model is not None
+        if model.architecture == "qwen2":
+            raise UserError("can't be shared", where="--mesh")
+
+    monkeypatch.setattr(grid, "mesh_of", mesh_of)
+    monkeypatch.setattr(grid, "load", lambda *_: pytest.fail("a model was read"))
+    words = ["--models", "demo-llama", "demo-qwen", "--policies", "window", "--budgets", "96", "--mesh", "data=1"]
+    with pytest.raises(UserError, match="demo-qwen.*--mesh: can't be shared"):
+        run_sweep(sweep.parse([*words, "--out", str(tmp_path), "--quiet"]))
 
 
 def test_entries_that_say_nothing_sensible_are_refused(config, tmp_path):
