@@ -119,7 +119,7 @@ def test_a_mesh_that_the_second_model_cannot_share_is_refused_before_the_first_i
     monkeypatch.setattr(grid, "mesh_of", mesh_of)
     monkeypatch.setattr(grid, "load", lambda *_: pytest.fail("a model was read"))
     words = ["--models", "demo-llama", "demo-qwen", "--policies", "window", "--budgets", "96", "--mesh", "data=1"]
-    with pytest.raises(UserError, match="demo-qwen.*--mesh: can't be shared"):
+    with pytest.raises(UserError, match=r"demo-qwen.*--mesh: can't be shared"):
         run_sweep(sweep.parse([*words, "--out", str(tmp_path), "--quiet"]))
 
 
