@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from jkv.cli import run
 from jkv.errors import UserError
+from jkv.terminal.command import run
 
 SIDE_FILES = (
     "generation_config.json",
@@ -30,7 +30,7 @@ SIDE_FILES = (
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and convert. Raises UserError."""
-    from jkv.flags import Parser
+    from jkv.terminal.flags import Parser
 
     parser = Parser(prog="python -m converters", description=convert.__doc__, allow_abbrev=False)
     parser.add_argument("source", help="Hugging Face directory or hub id; with --to-hf, converted one")
@@ -51,8 +51,8 @@ def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str |
     """
     from converters.hf import read_hf, read_predictor, write_hf
     from converters.orbax_io import is_converted, read_converted, write_converted
-    from jkv.load import locate
-    from jkv.predictor import FILE, save_tensors
+    from jkv.files.locate import locate
+    from jkv.models.predictor import FILE, save_tensors
 
     directory = locate(source)
     if to_hf and not is_converted(directory):

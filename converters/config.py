@@ -9,8 +9,8 @@ from typing import Any
 from converters.fields import Fields
 from converters.files import read_json, write_json
 from converters.rope import read_rope, write_rope
-from jkv.config import Architecture, ModelConfig
 from jkv.errors import UserError
+from jkv.models.config import Architecture, ModelConfig
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _CLASSES: dict[Architecture, str] = {

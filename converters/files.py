@@ -1,14 +1,11 @@
-"""JSON in and out, and writes that a crash never leaves half done."""
+"""JSON in and out, for checkpoints."""
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jkv.errors import UserError
+from jkv.files.whole import replacing
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,29 +24,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write ``data`` as indented JSON, all or nothing."""
-    with replacing(path) as file:
-        file.write((json.dumps(data, indent=2) + "\n").encode())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes ``path`` when the block ends well, and vanishes when it doesn't."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Write ``data`` as indented JSON, whole or not at all, and on the disk when this returns."""
+    with replacing(path, sync=True) as scratch:
+        scratch.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

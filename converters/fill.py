@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.models.quantized import INT8, quantize_weight
 
 Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]

@@ -14,10 +14,10 @@ from converters.progress import track
 from converters.sharded import sharded_leaf
 from converters.shards import DTYPES, Outgoing, Stored, elided, opened, write
 from converters.tables import EMBEDDING, HEAD, IGNORED, Row, rows
-from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
-from jkv.predictor import NAMES as PREDICTOR
+from jkv.models.config import ModelConfig
+from jkv.models.predictor import NAMES as PREDICTOR
 
 _ROWS = 4096  # of an embedding, compared at a time
 

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from converters.fields import Fields
-from jkv.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from jkv.errors import UserError
+from jkv.models.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 SUPPORTED = ("default", "linear", "llama3", "yarn")
 _DEFAULT_THETA = 10000.0

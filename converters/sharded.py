@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from converters.tables import Part, Row
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
 
 
 def sharded_leaf(

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from converters.files import read_json, replacing, write_json
+from converters.files import read_json, write_json
 from converters.ranges import read_box
 from jkv.errors import UserError
+from jkv.files.whole import replacing
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": jnp.dtype("float32"), "F16": jnp.dtype("float16"), "BF16": jnp.dtype("bfloat16")}
@@ -177,7 +178,7 @@ def _write_file(path: Path, tensors: list[Outgoing]) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
+    with replacing(path, sync=True) as scratch, open(scratch, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             data = np.ascontiguousarray(tensor.make())

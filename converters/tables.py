@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
 
 # Of each of a leaf's axes, where a part of it starts and stops.
 Part = Mapping[str, tuple[int, int]]

@@ -3,24 +3,24 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from jkv import hosts
 from jkv.callable_module import make_callable
-from jkv.cli import run as run_command
+from jkv.distributed import hosts
+from jkv.terminal.command import run as run_command
 
 if TYPE_CHECKING:
     from jkv.api.decoded import Decoded
+    from jkv.config.decode import DecodeConfig
     from jkv.load import Loaded
-    from jkv.run_config import DecodeConfig
 
 PROG = "python -m jkv.decode"
 
 
 def parse(argv: list[str] | None) -> "DecodeConfig":
     """Flags, and the YAML file they name, to a config. Raises UserError."""
-    from jkv import flags
-    from jkv.run_config import HELP, DecodeConfig
+    from jkv.config import command_line
+    from jkv.config.decode import DecodeConfig
 
-    return flags.parse(DecodeConfig, argv, prog=PROG, description=__doc__, help=HELP)
+    return command_line.parse(DecodeConfig, argv, prog=PROG, description=__doc__)
 
 
 def decode(
@@ -35,18 +35,19 @@ def decode(
 
     Raises UserError for what a user can mend, in one line.
     """
-    from jkv.api.decoded import decode_words
+    from jkv.api.decoded import decode_from_python
 
-    return decode_words(model, config, words)
+    return decode_from_python(model, config, words)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function. The imports wait until a failure or Ctrl-C in them is answered in one line."""
     config = parse(argv)
     hosts.join()
-    from jkv.runner import run
+    from jkv.run.decode import run
+    from jkv.terminal.screen import Screen
 
-    run(config)
+    run(config, closing=None if config.quiet else Screen(highlight=False))
 
 
 if __name__ == "__main__":

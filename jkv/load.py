@@ -2,20 +2,17 @@
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from jkv.callable_module import make_callable
-from jkv.config import ModelConfig
-from jkv.errors import UserError
-from jkv.models import Decoder
-from jkv.shipped import OF_HUB
+import jax
 
-DEMOS = ("demo-llama", "demo-qwen")
-_CHECKPOINTS = Path(__file__).parent / "demo" / "checkpoints"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+from jkv.callable_module import make_callable
+from jkv.errors import UserError
+from jkv.files.locate import CHECKPOINTS, is_on_hub, locate
+from jkv.models import Decoder
+from jkv.models.config import ModelConfig
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -40,12 +37,15 @@ def load_model(name: str | Path = "demo-llama", *, dtype: str | None = None, wei
 
     Raises UserError when there is no such model or something is wrong with it.
     """
-    from jkv.runner import default_dtype
-
     for word, value, known in (("dtype", dtype, ("float32", "bfloat16")), ("weights", weights, ("int8",))):
         if value is not None and value not in known:
             raise UserError(f"no {word} {value!r}", where=word, mend=f"give {' or '.join(known)}, or leave it out")
     return load(name, default_dtype(dtype), weights=weights)
+
+
+def default_dtype(dtype: str | None) -> str:
+    """The dtype asked for, or what suits the platform: float32 on CPU, bfloat16 elsewhere."""
+    return dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def load(name: str | Path, dtype: Any = None, shard: Any = None, weights: str | None = None) -> Loaded:
@@ -64,51 +64,11 @@ def load(name: str | Path, dtype: Any = None, shard: Any = None, weights: str | 
     return Loaded(model, model.config, load_tokenizer(path, model.config.vocab_size), str(name), path)
 
 
-def locate(name: str | Path) -> Path:
-    """The directory of a model, fetched from the Hugging Face hub if it is a hub id (safetensors and JSON only)."""
-    text = str(name)
-    path = Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves an unknown user alone
-    if text in DEMOS:
-        if not (_CHECKPOINTS / text).is_dir():
-            raise UserError("the demo checkpoint isn't there", where=str(_CHECKPOINTS / text), mend="install jkv again")
-        return _CHECKPOINTS / text
-    if text and path.is_dir():
-        return path
-    if text and path.exists():
-        raise UserError("is a file, expected the directory of a model", where=text)
-    if _HUB_ID.fullmatch(text):
-        return _fetch(text)
-    raise _no_such_model(text)
-
-
 def known_config(name: str) -> ModelConfig | None:
     """A model's config, where it can be read without a network; else None. Raises UserError if ``locate`` would."""
     from converters.config import read_config
 
-    if _HUB_ID.fullmatch(name) and not Path(os.path.expanduser(name)).exists():
-        return None
-    return read_config(locate(name))
-
-
-def _no_such_model(text: str) -> UserError:
-    hub = next((id for id, ours in OF_HUB.items() if ours == text), None)
-    if hub is not None:
-        mend = f"give the checkpoint, {hub} or its directory"
-        return UserError(f"{text} is the name of a config, which has no weights", where="--model", mend=mend)
-    tried = f"not a demo model ({', '.join(DEMOS)}), not a directory, not a hub id (org/name)"
-    return UserError(f"no such model: {text!r} is {tried}")
-
-
-def _fetch(hub_id: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
-    except Exception as error:  # offline, absent, gated, misspelt, proxy: as many exception types as causes
-        reason = next(iter(str(error).splitlines()), "")
-        what = f"no such model: {hub_id!r} is not a directory, and the hub says {type(error).__name__} ({reason})"
-        mend = f"check the name and the network, or use a demo model ({', '.join(DEMOS)})"
-        raise UserError(what, mend=mend) from None
+    return None if is_on_hub(name) else read_config(locate(name))
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Any:
@@ -139,7 +99,7 @@ def _tokenizer_class(directory: Path) -> Any:
     architectures, and PyTorch where it is installed: seconds at every start."""
     import transformers
 
-    of_demo = directory.parent == _CHECKPOINTS
+    of_demo = directory.parent == CHECKPOINTS
     return transformers.PreTrainedTokenizerFast if of_demo else transformers.AutoTokenizer
 
 

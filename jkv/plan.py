@@ -3,7 +3,7 @@
 Prefill and decode are compiled by libtpu on this machine's CPU; memory, copies and collectives are read off them.
 """
 
-from jkv.cli import run as run_command
+from jkv.terminal.command import run as run_command
 
 PROG = "python -m jkv.plan"
 
@@ -12,22 +12,22 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function."""
     import json
 
-    from jkv import flags
     from jkv.planning.chips import parse_topology, prepare, require
 
     prepare()  # before anything imports jax
-    from jkv.planning.plan_config import HELP, PlanConfig
-    from jkv.run_config import check_words
+    from jkv.config import command_line
+    from jkv.config.decode import check_mesh_text
+    from jkv.config.plan import PlanConfig
 
-    config = flags.parse(PlanConfig, argv, prog=PROG, description=__doc__, help=HELP)
+    config = command_line.parse(PlanConfig, argv, prog=PROG, description=__doc__)
     require()
     parse_topology(config.topology)
-    check_words(config.mesh)
+    check_mesh_text(config.mesh)
     from rich.console import Console
     from rich.text import Text
 
     from jkv.planning.report import plan, table
-    from jkv.show import Screen
+    from jkv.terminal.screen import Screen
 
     screen = Screen(stderr=True, highlight=False)
     if screen.is_terminal and not screen.is_dumb_terminal:

@@ -5,21 +5,21 @@ python -m jkv.sweep --config configs/sweep_demo.yaml --out runs/demo
 
 from typing import TYPE_CHECKING, Any
 
-from jkv import hosts
 from jkv.callable_module import make_callable
-from jkv.cli import run as run_command
+from jkv.distributed import hosts
+from jkv.terminal.command import run as run_command
 
 if TYPE_CHECKING:
     from jkv.api.swept import Swept
-    from jkv.sweep_config import SweepConfig
+    from jkv.config.sweep import SweepConfig
 
 
 def parse(argv: list[str] | None) -> "SweepConfig":
     """Flags, and the YAML file they name, to a config. Raises UserError."""
-    from jkv import flags
-    from jkv.sweep_config import HELP, SweepConfig
+    from jkv.config import command_line
+    from jkv.config.sweep import SweepConfig
 
-    return flags.parse(SweepConfig, argv, prog="python -m jkv.sweep", description=__doc__, help=HELP)
+    return command_line.parse(SweepConfig, argv, prog="python -m jkv.sweep", description=__doc__)
 
 
 def sweep(*, config: str | None = None, **words: Any) -> "Swept":
@@ -29,21 +29,21 @@ def sweep(*, config: str | None = None, **words: Any) -> "Swept":
     ``python -m jkv.sweep`` with _ for -, as models, policies, budgets, limit.  out is needed: the same call continues
     a sweep that was stopped.  Raises UserError for what a user can mend, in one line.
     """
-    from jkv.api.swept import sweep_words
+    from jkv.api.swept import sweep_from_python
 
-    return sweep_words(config, words)
+    return sweep_from_python(config, words)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function."""
     config = parse(argv)
     if config.dry_run:
-        from jkv.dry_run import say
+        from jkv.planning.dry_run import say
 
         say(config)
         return
     hosts.join()
-    from jkv.grid import run_sweep
+    from jkv.run.sweep import run_sweep
 
     run_sweep(config)
 

@@ -6,21 +6,21 @@ python -m jkv.train_predictor --config configs/predictor_demo.yaml --model demo-
 
 from typing import TYPE_CHECKING, Any
 
-from jkv import hosts
 from jkv.callable_module import make_callable
-from jkv.cli import run as run_command
+from jkv.distributed import hosts
+from jkv.terminal.command import run as run_command
 
 if TYPE_CHECKING:
     from jkv.api.trained import Trained
-    from jkv.importance.config import TrainConfig
+    from jkv.config.train_predictor import TrainConfig
 
 
 def parse(argv: list[str] | None) -> "TrainConfig":
     """Flags, and the YAML file they name, to a config. Raises UserError."""
-    from jkv import flags
-    from jkv.importance.config import HELP, TrainConfig
+    from jkv.config import command_line
+    from jkv.config.train_predictor import TrainConfig
 
-    return flags.parse(TrainConfig, argv, prog="python -m jkv.train_predictor", description=__doc__, help=HELP)
+    return command_line.parse(TrainConfig, argv, prog="python -m jkv.train_predictor", description=__doc__)
 
 
 def train_predictor(*, config: str | None = None, **words: Any) -> "Trained":
@@ -30,16 +30,16 @@ def train_predictor(*, config: str | None = None, **words: Any) -> "Trained":
     ``python -m jkv.train_predictor`` with _ for -. The same call continues a training that was stopped.
     Raises UserError for what a user can mend, in one line.
     """
-    from jkv.api.trained import train_words
+    from jkv.api.trained import train_from_python
 
-    return train_words(config, words)
+    return train_from_python(config, words)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function."""
     config = parse(argv)
     hosts.refuse("train_predictor")
-    from jkv.importance import stages
+    from jkv.predictor_training import stages
 
     stages.train_predictor(config)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from jkv.placement import OneDevice
+from jkv.engine.placement import OneDevice
 from tests.quick_flags import QUICK_FLAGS, USERS_OPTIONS
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from jkv.engine import Completion, Engine, Eviction, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion, Eviction, Request
 
 
 def prompts(*lengths: int, seed: int = 0, vocabulary: int = 97) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jkv.sampling import Greedy, TopPTopK, make_sampler
+from jkv.engine.sampling import Greedy, TopPTopK, make_sampler
 
 V = 200
 

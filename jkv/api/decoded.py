@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from qwix import QArray
 
-from jkv import flags
-from jkv.api.line import status_line
+from jkv.config.decode import DecodeConfig
 from jkv.errors import UserError
 from jkv.load import Loaded
 from jkv.models.quantized import INT8
-from jkv.output import SAMPLES
-from jkv.run_config import DecodeConfig
-from jkv.runner import run
-from jkv.show import Screen, summary_table
+from jkv.run.closing import summary_table
+from jkv.run.decode import run
+from jkv.run.directory import SAMPLES
+from jkv.run.opening import AtHand
+from jkv.terminal import flags
+from jkv.terminal.notebook_line import status_line
+from jkv.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from jkv.report.view.shown import View
@@ -69,12 +71,12 @@ class Decoded:
 
     def view(self, *beside: Any, **words: Any) -> "View":
         """``jkv.view`` of this run, which needs ``trace=True``; see there."""
-        from jkv.view import view
+        from jkv.api.viewed import view
 
         return view(self, *beside, **words)
 
 
-def decode_words(model: Any, config: str | None, words: Mapping[str, Any]) -> Decoded:
+def decode_from_python(model: Any, config: str | None, words: Mapping[str, Any]) -> Decoded:
     """Run ``python -m jkv.decode`` with these words as its flags. model: a name, a directory, a hub id or a `Loaded`.
 
     Raises UserError.
@@ -89,7 +91,7 @@ def decode_words(model: Any, config: str | None, words: Mapping[str, Any]) -> De
     elif model is not None:
         words["model"] = model
     rows = words.pop("task") if isinstance(words.get("task"), list | tuple) else None
-    settled = flags.from_words(DecodeConfig, words, config=config)
+    settled = flags.from_arguments(DecodeConfig, words, config=config)
     scratch = None
     if settled.out is None:
         scratch = tempfile.mkdtemp(prefix="jkv-")
@@ -103,7 +105,7 @@ def decode_words(model: Any, config: str | None, words: Mapping[str, Any]) -> De
             file=io.StringIO(), record=True, width=_WIDTH, force_terminal=True, force_jupyter=False, highlight=False
         )
         with status_line():
-            summary = run(settled, loaded=loaded, screen=screen)
+            summary = run(settled, AtHand(loaded), closing=screen)
         if summary is None:
             raise UserError("a notebook is one host", mend="on several run python -m jkv.decode")
         lines = (directory / SAMPLES).read_text(encoding="utf-8").splitlines()

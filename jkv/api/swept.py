@@ -6,14 +6,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jkv import flags
-from jkv.api.line import status_line
 from jkv.api.picture import Picture, picture
+from jkv.config.sweep import SweepConfig
 from jkv.errors import UserError
-from jkv.grid import run_sweep
 from jkv.report.results import Result, results_markdown, results_tables
-from jkv.show import Screen
-from jkv.sweep_config import SweepConfig
+from jkv.run.sweep import run_sweep
+from jkv.terminal import flags
+from jkv.terminal.notebook_line import status_line
+from jkv.terminal.screen import Screen
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -53,9 +53,9 @@ class Swept:
         return results_markdown(self.results)
 
 
-def sweep_words(config: str | None, words: Mapping[str, Any]) -> Swept:
+def sweep_from_python(config: str | None, words: Mapping[str, Any]) -> Swept:
     """Run ``python -m jkv.sweep`` with these words as its flags. Raises UserError."""
-    settled = flags.from_words(SweepConfig, words, config=config)
+    settled = flags.from_arguments(SweepConfig, words, config=config)
     if settled.dry_run:
         raise UserError("only says what would run", where="dry_run", mend="use python -m jkv.sweep --dry-run")
     with status_line():

@@ -5,11 +5,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jkv import flags
-from jkv.api.line import status_line
 from jkv.api.picture import Picture, picture
-from jkv.importance.config import TrainConfig
-from jkv.importance.stages import train_predictor
+from jkv.config.train_predictor import TrainConfig
+from jkv.predictor_training.stages import train_predictor
+from jkv.terminal import flags
+from jkv.terminal.notebook_line import status_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Trained:
         return picture(self.directory / "trace.png")
 
 
-def train_words(config: str | None, words: Mapping[str, Any]) -> Trained:
+def train_from_python(config: str | None, words: Mapping[str, Any]) -> Trained:
     """Run ``python -m jkv.train_predictor`` with these words as its flags. Raises UserError."""
-    settled = flags.from_words(TrainConfig, words, config=config)
+    settled = flags.from_arguments(TrainConfig, words, config=config)
     with status_line():
         summary = train_predictor(settled, show=False)
     return Trained(summary, pathlib.Path(settled.directory).expanduser())

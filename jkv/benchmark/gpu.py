@@ -20,12 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jkv import flags
 from jkv.benchmark.r1 import R1, TINY
 from jkv.benchmark.record import Record
-from jkv.cli import run as run_command
-from jkv.config import ModelConfig
 from jkv.errors import UserError
+from jkv.models.config import ModelConfig
+from jkv.terminal import flags
+from jkv.terminal.command import run as run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,11 @@ class GpuConfig:
     """Flags of the command."""
 
     out: str = "gpu.json"
+    """the JSON file; continued if it is there"""
     seconds: int = 520
+    """no cell is begun that would not end within this time; the rest is left to another call"""
     smoke: bool = False
-
-
-HELP = {
-    "out": "the JSON file; continued if it is there",
-    "seconds": "no cell is begun that would not end within this time; the rest is left to another call",
-    "smoke": "tiny sizes, on any machine: shows that it runs, measures nothing",
-}
+    """tiny sizes, on any machine: shows that it runs, measures nothing"""
 
 
 Cells = dict[str, Callable[[], dict[str, Any]]]  # what makes each, by name
@@ -75,7 +71,7 @@ SMOKE = Plan(TINY, (32,), (3,), 64, 8, 1, 1 << 20, (40,), ((2, 40),), 2, 4, 1.0)
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what the record lacks, then print its table."""
-    config = flags.parse(GpuConfig, argv, prog="python -m jkv.benchmark.gpu", description=__doc__, help=HELP)
+    config = flags.parse(GpuConfig, argv, prog="python -m jkv.benchmark.gpu", description=__doc__)
     # Before JAX looks for devices: its memory is taken as it is needed (PyTorch has its turn first), nearly all of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")

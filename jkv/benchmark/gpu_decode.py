@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jkv.benchmark.policies import random_parameters
-from jkv.config import ModelConfig
-from jkv.engine import Engine
+from jkv.engine.engine import Engine
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.policies import Full, Retention, get_policy
+from jkv.policies.untrained import random_parameters
 
 SLACK = 2 << 30  # bytes left for temporaries and the allocator, beside what is predicted
 
@@ -87,7 +87,7 @@ def measure(load: Load, model: Decoder, *, steps: int, calls: int, gb_s: float) 
         steps_per_call=steps, implementation="auto" if load.kernels else "xla",
     )  # fmt: skip
     engine.compile()
-    kernel = "mosaic_gpu" in engine.compiled_decode.as_text()
+    kernel = "mosaic_gpu" in (engine.compiled_decode.as_text() or "")
     length = _start_lengths(rule, load.batch, policy.evicts, steps * (calls + 1))
     engine.state = _filled(engine.state, length)
     stop = np.bool_(False)

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from jkv.config import Llama3Scaling, ModelConfig
+from jkv.models.config import Llama3Scaling, ModelConfig
 
 
 def ask(config: ModelConfig, *, batch: int, prompt: int, new_tokens: int, seconds: float) -> dict[str, Any]:

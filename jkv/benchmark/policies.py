@@ -7,7 +7,6 @@ median over turns of the ratio to the mean of the two.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -20,35 +19,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.errors import UserError
+from jkv.files.whole import write_json
 from jkv.models import Decoder
-from jkv.policies import Full, Policy, Retention, SepLLM, get_policy, policy_names
-from jkv.predictor import random_predictor
-
-
-def random_parameters(policy: Policy, config: ModelConfig) -> tuple[Policy, Any]:
-    """The policy ready to run on a random model: untrained weights of the right shapes."""
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    match policy.name:
-        case "dynts":
-            return policy, random_predictor(config.d_model)
-        case "trimkv":
-            d, k = config.d_model, config.n_kv_heads
-            gate = lambda: {
-                "linear1.weight": draw(512, d) * d**-0.5, "linear1.bias": draw(512),
-                "linear2.weight": draw(k, 512) * 512**-0.5, "bias": draw(k) + 5,
-            }  # fmt: skip
-            return policy, [gate() for _ in range(config.n_layers)]
-        case "triattention":
-            shape = (config.n_layers, config.n_heads, config.head_dim)
-            modulus = jnp.abs(draw(*shape[:2], shape[2] // 2)) + 3
-            return policy, {"mean": draw(*shape), "modulus": modulus}
-        case "sepllm":
-            return SepLLM(separators=tuple(range(5, 12))), ()
-    return policy, ()
+from jkv.models.config import ModelConfig
+from jkv.policies import Full, Retention, get_policy, policy_names
+from jkv.policies.untrained import random_parameters
 
 
 def compare_policies(config: Any) -> dict[str, Any]:
@@ -92,7 +70,7 @@ def compare_policies(config: Any) -> dict[str, Any]:
     figures = _figures(config, retain, ratios, statistics.median(steps))
     Console().print(_table(figures))
     if config.json:
-        pathlib.Path(config.json).write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(pathlib.Path(config.json), figures)
     return figures
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from jkv.config import ModelConfig
-from jkv.planning.plan_config import PlanConfig
+from jkv.models.config import ModelConfig
+from jkv.planning.models import model_config
 
 
 def _shape(name: str) -> ModelConfig:
     """A shipped config. No token ends a row: random weights draw any."""
-    return dataclasses.replace(PlanConfig(model=name).model_config(), bos_id=None, eos_ids=())
+    return dataclasses.replace(model_config(name), bos_id=None, eos_ids=())
 
 
 R1 = {name: _shape(name) for name in ("r1-llama-8b", "r1-qwen-7b")}

@@ -1,12 +1,12 @@
 """What a long measurement has found so far: a JSON file that is whole after every cell, and a clock."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from jkv.errors import UserError
+from jkv.files.whole import write_json
 
 
 class Record:
@@ -38,6 +38,4 @@ class Record:
     def put(self, name: str, cell: dict[str, Any]) -> None:
         """Keep a cell, on disk before anything else happens."""
         self.cells[name] = cell
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({"head": self.head, "cells": self.cells}, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, self.path)
+        write_json(self.path, {"head": self.head, "cells": self.cells})

@@ -1,6 +1,5 @@
 """jkv against transformers: full cache and a budget, turn by turn, and the distance to the memory's floor."""
 
-import json
 import pathlib
 import statistics
 import tempfile
@@ -15,8 +14,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jkv.engine import Completion, Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion, Request
 from jkv.errors import UserError
+from jkv.files.whole import write_json
 from jkv.load import load
 from jkv.policies import Retention, get_policy
 from jkv.policies.full import Full
@@ -57,7 +58,7 @@ def versus(config: Any) -> dict[str, Any]:
     figures = _figures(config, seconds, bandwidth, _weight_bytes(model))
     console.print(_table(figures))
     if config.json:
-        pathlib.Path(config.json).write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(pathlib.Path(config.json), figures)
     return figures
 
 

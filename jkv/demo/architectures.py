@@ -2,8 +2,8 @@
 
 from typing import Any, Literal
 
-from jkv.config import ModelConfig
 from jkv.demo import tokenizer
+from jkv.models.config import ModelConfig
 
 _SHARED: dict[str, Any] = {
     "d_model": 128,

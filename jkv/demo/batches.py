@@ -106,4 +106,4 @@ class RowsAttention:
             mixed = mixed.reshape(rows, k_heads, g, t, h).transpose(0, 3, 1, 2, 4)
             outs.append(mixed.reshape(rows * t, n, h))
             start = stop
-        return jnp.concatenate(outs)[None], kv
+        return jnp.concatenate(outs)[None], kv, None

@@ -1,6 +1,5 @@
 """The state file that an interrupted training run resumes from."""
 
-import os
 import pathlib
 import zipfile
 from typing import Any
@@ -10,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jkv.errors import UserError
+from jkv.files.whole import replacing
 
 
 def save(path: pathlib.Path, state: Any, step: int, run: str) -> None:
     """Write the leaves of ``state``, the number of steps taken and the run they belong to. Atomic."""
     leaves: dict[str, Any] = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, step=step, run=run, **leaves)
-    os.replace(partial, path)
+    with replacing(path) as scratch, open(scratch, "wb") as file:
+        np.savez(file, step=step, run=run, **leaves)
 
 
 def load(path: pathlib.Path, like: Any, run: str) -> tuple[Any, int]:

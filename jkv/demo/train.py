@@ -10,50 +10,47 @@ from flax import nnx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from converters.hf import read_hf, write_hf
-from jkv import flags
-from jkv.cli import run as run_command
 from jkv.demo import architectures, state, task, tokenizer, training
 from jkv.demo.batches import Layout, encode
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.terminal import flags
+from jkv.terminal.command import run as run_command
 
 STATE = "training.npz"
 HELD_OUT, HELD_OUT_SEED = 200, 2**31 - 1
 
-HELP = {
-    "arch": "architecture of the model",
-    "out": "directory of the checkpoint and of the training state (default: demo-llama or demo-qwen)",
-    "init": "checkpoint to start from (default: random weights)",
-    "seed": "of the random weights and of the training problems",
-    "resume": "go on from the training state in --out",
-    "short_steps": "steps on 2 or 3 variables without filler",
-    "plain_steps": "steps on 2 to 6 variables without filler",
-    "full_steps": "steps on the task itself",
-    "crowded": "fraction of the problems that use only two different digits, so that definitions look alike",
-    "tokens": "about how many tokens a step takes",
-    "learning_rate": "peak of the schedule",
-    "save_every": "steps between held-out evaluations, each followed by a save of the training state",
-    "stop_after": "end after so many steps, the state saved and nothing exported (0: run the schedule to its end)",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What to train. The fields are the flags; ``HELP`` describes them."""
+    """What to train. The fields are the flags, the text under each is its help."""
 
     arch: Literal["llama", "qwen2"] = "llama"
+    """architecture of the model"""
     out: str = ""
+    """directory of the checkpoint and of the training state (default: demo-llama or demo-qwen)"""
     init: str = ""
+    """checkpoint to start from (default: random weights)"""
     seed: int = 0
+    """of the random weights and of the training problems"""
     resume: bool = False
+    """go on from the training state in --out"""
     short_steps: int = 200
+    """steps on 2 or 3 variables without filler"""
     plain_steps: int = 450
+    """steps on 2 to 6 variables without filler"""
     full_steps: int = 1200
+    """steps on the task itself"""
     crowded: float = 0.0
+    """fraction of the problems that use only two different digits, so that definitions look alike"""
     tokens: int = 6000
+    """about how many tokens a step takes"""
     learning_rate: float = 3e-3
+    """peak of the schedule"""
     save_every: int = 100
+    """steps between held-out evaluations, each followed by a save of the training state"""
     stop_after: int = 0
+    """end after so many steps, the state saved and nothing exported (0: run the schedule to its end)"""
 
     def __post_init__(self):
         least = dict.fromkeys(("seed", "short_steps", "plain_steps", "full_steps", "stop_after"), 0)
@@ -167,7 +164,7 @@ def _progress() -> Progress:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, then call one function."""
-    train(flags.parse(TrainConfig, argv, prog="python -m jkv.demo.train", description=__doc__, help=HELP))
+    train(flags.parse(TrainConfig, argv, prog="python -m jkv.demo.train", description=__doc__))
 
 
 if __name__ == "__main__":

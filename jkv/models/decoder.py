@@ -9,10 +9,10 @@ from flax import nnx
 from jax.core import Tracer
 
 from jkv.axes import Array, Float, Int
-from jkv.config import ModelConfig
 from jkv.models.attention import Attend, Attention, CausalAttention
+from jkv.models.config import ModelConfig
 from jkv.models.layers import FeedForward, RMSNorm, project
-from jkv.models.quantized import rows_of
+from jkv.models.quantized import embed_tokens
 from jkv.models.rope import rotation
 
 
@@ -26,22 +26,22 @@ class Block(nnx.Module):
         self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, cos, sin, attend: Attend, kv: Any):
-        mixed, kv = self.attention(self.attention_norm(x), cos, sin, attend, kv)
+        mixed, kv, seen = self.attention(self.attention_norm(x), cos, sin, attend, kv)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), kv
+        return x + self.mlp(self.mlp_norm(x)), kv, seen
 
 
 def _block(graph: Any, weights: nnx.State, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend, kv: Any):
     return nnx.merge(graph, weights)(x, cos, sin, attend, kv)
 
 
-def _how_to_run(attend: Attend, x: jax.Array) -> Callable[..., Any]:
+def _how_to_run(attends: Sequence[Attend], x: jax.Array) -> Callable[..., Any]:
     """Blocks are alike, so JAX traces one for all layers of a program, and lowers one that XLA puts into each layer's
     place. Where a mesh has a manual axis each layer is lowered: the partitioner fails on calls there."""
-    if not isinstance(x, Tracer) or jax.tree_util.all_leaves((attend,)):
+    if not isinstance(x, Tracer) or jax.tree_util.all_leaves(attends):
         return _block  # no program; or an attend that can't be an argument, and may differ from layer to layer
 
-    # A function of this program's own: what JAX remembers of it would not do for one for another platform.
+    # A new function per program: JAX's trace cache is keyed by function, and a trace made for CPU is wrong for TPU.
     def block(*arguments: Any) -> Any:
         return _block(*arguments)
 
@@ -73,23 +73,33 @@ class Decoder(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        attend: Attend | None = None,
+        attend: Attend | Sequence[Attend] | None = None,
         kv: Sequence[Any] | None = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-        """Final-norm hidden states, and each layer's kv as ``attend`` left it (causal attention unless given)."""
-        attend = attend or CausalAttention()
+    ) -> tuple[Float[Array, "B T D"], tuple[tuple[Any, Any], ...]]:
+        """Run the layers.
+
+        Args:
+            tokens: token ids.
+            positions: each token's place in its sequence.
+            attend: how queries meet keys, in every layer or in each; causal attention unless given.
+            kv: each layer's buffer.
+
+        Returns:
+            Final-norm hidden states, and of each layer what ``attend`` gave back: its buffer, and what it saw.
+        """
+        attends = (attend or CausalAttention(),) * self.config.n_layers if not isinstance(attend, Sequence) else attend
         kv_in = kv if kv is not None else (None,) * self.config.n_layers
         cos, sin = rotation(self.config, positions)
-        x = rows_of(self.embed.get_value(), tokens, self.dtype)
-        run = _how_to_run(attend, x)
-        kv_out = []
-        for block, layer_kv in zip(self.layers, kv_in, strict=True):
-            x, layer_kv = run(*nnx.split(block), x, cos, sin, attend, layer_kv)
+        x = embed_tokens(self.embed.get_value(), tokens, self.dtype)
+        run = _how_to_run(attends, x)
+        per_layer = []
+        for block, its_attend, layer_kv in zip(self.layers, attends, kv_in, strict=True):
+            x, layer_kv, seen = run(*nnx.split(block), x, cos, sin, its_attend, layer_kv)
             if x.shape[1] > 1:
                 # Else the TPU compiler keeps each layer's contribution [B, T, D] to the end, to add all up once more.
                 x = jax.lax.optimization_barrier(x)
-            kv_out.append(layer_kv)
-        return self.final_norm(x), tuple(kv_out)
+            per_layer.append((layer_kv, seen))
+        return self.final_norm(x), tuple(per_layer)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores over the vocabulary, float32."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jkv.axes import Array, Float
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
 from jkv.models.quantized import Weight, contract
 from jkv.ops.rows import project_rows, row_sum
 

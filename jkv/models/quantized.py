@@ -55,7 +55,7 @@ def contract(spec: str, x: jax.Array, kernel: Weight, *, preferred_element_type:
     return scaled.astype(preferred_element_type or x.dtype)
 
 
-def rows_of(table: Weight, tokens: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
+def embed_tokens(table: Weight, tokens: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
     """The tokens' rows of an embedding [V, D]."""
     if not isinstance(table, QArray):
         return table[tokens]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jkv.axes import Array, Float, Int
-from jkv.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from jkv.models.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 
 
 def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from jkv.quantized_kv import Buffer, Int8KV, by_part
+from jkv.ops.buffer import Buffer, Int8KV, by_part
 
 
 def kernel_buffer(buffer: Buffer, padded: int, *, interpret: Any) -> Any:

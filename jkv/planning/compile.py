@@ -4,28 +4,25 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jkv.benchmark.policies import random_parameters
-from jkv.chunked_prefill import CHUNK, chunked_prefill
-from jkv.config import ModelConfig
-from jkv.mesh import auto_formats, check_mesh, everywhere, lower_over_rows, state_shardings, weight_shardings
+from jkv.distributed.mesh import check_mesh, everywhere
+from jkv.distributed.weights import auto_formats, weight_shardings
+from jkv.engine.over_rows import lower_over_rows, state_shardings
+from jkv.engine.programs import STEPS_PER_CALL, Program, decode_program, prefill_program
+from jkv.engine.sampling import Sampler
+from jkv.engine.state import DecodeSetup, DecodeState, empty_state
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
+from jkv.models.predictor import random_predictor
 from jkv.models.quantized import INT8, quantize_decoder
 from jkv.policies import DynTS, Policy, Retention
-from jkv.predictor import random_predictor
-from jkv.prefill import buckets, prefill
-from jkv.sampling import Sampler
-from jkv.state import DecodeState, Program, empty_state
-from jkv.step import decode
-
-STEPS = 64  # decode steps a host call, as in `Engine`
+from jkv.policies.untrained import random_parameters
 
 
 def abstract_parameters(
@@ -62,13 +59,13 @@ class Target:
     sampler: Sampler
     dtype: Any
     implementation: str = "auto"
-    steps: int = STEPS
+    steps: int = STEPS_PER_CALL
     weights: str | None = None
     kv: str | None = None
 
     @functools.cached_property
-    def program(self) -> tuple[Program, Any]:
-        """The program, and the shapes of its weights."""
+    def setup(self) -> tuple[DecodeSetup, Any]:
+        """What the programs are compiled for, and the shapes of its weights."""
 
         def make() -> Decoder:
             model = Decoder(self.config, rngs=nnx.Rngs(0), dtype=self.dtype)
@@ -78,15 +75,15 @@ class Target:
 
         graph, weights = nnx.split(nnx.eval_shape(make))
         eos = self.config.eos_ids
-        return Program(graph, self.config, self.policy, self.rule, self.sampler, eos, self.implementation), weights
+        return DecodeSetup(graph, self.config, self.policy, self.rule, self.sampler, eos, self.implementation), weights
 
-    def arguments(self, rows: int) -> tuple[Program, Any, DecodeState, Any]:
-        """The program, and weights, state and parameters as shapes that say where they live."""
+    def arguments(self, rows: int) -> tuple[DecodeSetup, Any, DecodeState, Any]:
+        """The setup, and weights, state and parameters as shapes that say where they live."""
         check_mesh(self.config, rows, self.mesh)
-        program, weights = self.program
-        state = jax.eval_shape(lambda: empty_state(program, rows, self.dtype, self.kv))
+        setup, weights = self.setup
+        state = jax.eval_shape(lambda: empty_state(setup, rows, self.dtype, self.kv))
         return (
-            program,
+            setup,
             _placed(weights, weight_shardings(weights, self.mesh)),
             _placed(state, state_shardings(state, self.config, self.mesh)),
             _placed(self.parameters, everywhere(self.parameters, self.mesh)),
@@ -126,44 +123,28 @@ class OutOfMemory(Exception):
 
 
 def compile_decode(target: Target, rows: int) -> Compiled:
-    """The decode loop of ``target.steps`` steps."""
-    program, *arguments = target.arguments(rows)
-
-    def run(weights, state, parameters, *flags):
-        return decode(program, weights, state, parameters, *flags, steps=target.steps)
-
-    flag = jax.ShapeDtypeStruct((), jnp.bool_)
-    return _compile(target, run, arguments, (flag, flag), "B", None)
+    """The decode loop of ``target.steps`` steps. Raises OutOfMemory if the compiler refuses it."""
+    setup, *arguments = target.arguments(rows)
+    return _compile(target, decode_program(setup, target.steps), arguments, None)
 
 
 def compile_prefill(target: Target, rows: int, formats: Any, length: int | None = None) -> Compiled:
     """The prefill of the bucket that a prompt of ``length`` tokens (the longest allowed unless given) falls into.
 
     formats: the weights' layouts that the decode program chose (``Compiled.formats``).
+    Raises OutOfMemory if the compiler refuses it.
     """
-    program, *arguments = target.arguments(rows)
-    chunked = program.policy.needs.attention
-    bucket = next(size for size in buckets(target.rule.budget) if size >= (length or target.rule.budget))
-    if chunked:
-        bucket = max(CHUNK, 1 << (bucket - 1).bit_length())
-    scalar, flag = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool_)
-    tokens, key = jax.ShapeDtypeStruct((bucket,), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.uint32)
-    read = chunked_prefill if chunked else prefill
-    rest = (scalar, tokens, scalar, scalar, scalar, key, flag) if chunked else (scalar, tokens, scalar, scalar, key)
-
-    def run(weights, state, parameters, *others):
-        return read(program, weights, state, parameters, *others)
-
-    return _compile(target, run, arguments, rest, "--" if chunked else "-", formats)
+    setup, *arguments = target.arguments(rows)
+    return _compile(target, prefill_program(setup, length or target.rule.budget), arguments, formats)
 
 
-def _compile(
-    target: Target, run: Callable[..., Any], arguments: Any, rest: Any, outputs: str, formats: Any
-) -> Compiled:
-    rest = _placed(rest, everywhere(rest, target.mesh))
+def _compile(target: Target, program: Program, arguments: Sequence[Any], formats: Any) -> Compiled:
+    rest = _placed(program.rest, everywhere(program.rest, target.mesh))
     started = time.perf_counter()
     formats = auto_formats(arguments[0], target.mesh) if formats is None else formats
-    lowered = lower_over_rows(run, target.mesh, target.config, (*arguments, *rest), outputs, formats)
+    lowered = lower_over_rows(
+        program.function, target.mesh, target.config, (*arguments, *rest), program.outputs, formats
+    )
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

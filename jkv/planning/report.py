@@ -8,8 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from rich.table import Table
 
-from jkv.auto_mesh import AUTO, settle_mesh
-from jkv.mesh import parse_mesh
+from jkv.config.plan import PlanConfig
+from jkv.distributed.choose_mesh import AUTO, settle_mesh
+from jkv.distributed.mesh import parse_mesh
+from jkv.engine.sampling import make_sampler
+from jkv.files.shipped import OF_HUB
+from jkv.ops.sharding import DATA, MODEL
 from jkv.planning import hlo
 from jkv.planning.chips import Chip, topology_devices
 from jkv.planning.compile import (
@@ -20,12 +24,9 @@ from jkv.planning.compile import (
     compile_decode,
     compile_prefill,
 )
-from jkv.planning.plan_config import PUBLISHED_WIDTHS, PlanConfig, shipped
+from jkv.planning.models import PUBLISHED_WIDTHS, model_config, shipped
 from jkv.planning.step_bytes import kv_bytes, mean_occupancy, shard_bytes, step_bytes
-from jkv.sampling import make_sampler
-from jkv.sharding import DATA, MODEL
-from jkv.shipped import OF_HUB
-from jkv.show import human_bytes
+from jkv.terminal.screen import human_bytes
 
 Show = Callable[[str], None]
 COMPILATIONS = 5  # of the decode program at most, to find the largest batch
@@ -35,7 +36,7 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     """The chip and what to compile. Raises UserError for whatever can be refused before compiling."""
     words = config.decode()
     policy = words.make_policy()
-    model = config.model_config()
+    model = model_config(config.model)
     assert config.budget is not None
     rule = words.retention(policy, longest=config.budget)
     chip, devices = topology_devices(config.topology)

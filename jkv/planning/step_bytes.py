@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jkv.engine.state import DecodeState
+from jkv.ops.sharding import DATA, MODEL
 from jkv.planning.compile import Target
-from jkv.sharding import DATA, MODEL
-from jkv.state import DecodeState
 
 
 def shard_bytes(tree: Any) -> int:

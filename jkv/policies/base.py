@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pydantic
 
 from jkv.axes import Array, Bool, Float, Int
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
 from jkv.policies.retention import Retention
 from jkv.pytree import pytree, static
 

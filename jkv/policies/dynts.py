@@ -15,9 +15,9 @@ from typing import Literal
 import jax.numpy as jnp
 
 from jkv.errors import UserError
+from jkv.models.predictor import FILE, hidden_layer, importance, load_predictor
 from jkv.policies.base import Context, Needs, NewTokens, Policy, Shape, Slots
 from jkv.policies.random import uniform
-from jkv.predictor import FILE, hidden_layer, importance, load_predictor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jkv.axes import Array, Float
+from jkv.models.query_statistics import load_query_statistics
 from jkv.models.rope import frequencies, rotate, rotation
 from jkv.policies.base import Context, Needs, Policy, Slots
 from jkv.policies.keep_sets import stack
-from jkv.query_statistics import load_query_statistics
 
 DISTANCES = 2.0 ** np.arange(17)
 

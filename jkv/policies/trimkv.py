@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from jkv.axes import Array, Float
-from jkv.config import ModelConfig
 from jkv.errors import UserError
+from jkv.files.tensors import read_tensors, tensor_shapes
+from jkv.models.config import ModelConfig
 from jkv.models.layers import project
 from jkv.ops.rows import pad_rows, row_dot
 from jkv.policies.base import Context, Needs, NewTokens, Policy, Shape, Slots
 from jkv.policies.keep_sets import stack
-from jkv.tensors import read_tensors, tensor_shapes
 
 _NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "bias")
 

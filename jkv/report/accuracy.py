@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jkv.report.statistics import by_problem, interval, majority_at_k, pass_at_1, pass_at_k
-from jkv.tasks.grading import squeeze
+from jkv.terminal.text import squeeze
 
 _NAMES = ("pass_at_1", "maj_at_k")
 

@@ -7,9 +7,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jkv.config.sweep import Cell
 from jkv.report.results import Result
-from jkv.show import Screen, visible
-from jkv.sweep_config import Cell
+from jkv.terminal.screen import Screen
+from jkv.terminal.text import visible
 
 
 class Board:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jkv.report.picture_files import save_figure
 from jkv.report.published import Panel, Published
 from jkv.report.results import Result, averages
 
@@ -41,7 +42,7 @@ def draw_figure(
         handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False, fontsize=10
     )
     figure.supxlabel(f"KV budget, slots a row ({policy}; {_what(mine)})", fontsize=10)
-    save(figure, out / "figure")
+    save_figure(figure, out / "figure")
 
 
 def _budgets(overlay: Published | None, panel: Panel | None) -> list[int]:
@@ -132,14 +133,3 @@ def _draw_line(
     # From 0, so that a small difference looks small.
     right.set_ylim(0, 1.12 * max(tops))
     return handles
-
-
-def save(figure: Any, path: pathlib.Path) -> None:
-    """PNG and SVG. No date and fixed ids: the same results give the same bytes."""
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.hashsalt": "jkv"}):
-        for kind in ("png", "svg"):
-            scratch = path.with_suffix(f".{kind}.tmp")
-            figure.savefig(scratch, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-            scratch.replace(path.with_suffix(f".{kind}"))

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jkv.report.figure import save
+from jkv.report.picture_files import save_figure
 from jkv.report.results import Result, averages, is_baseline
 
 # Okabe and Ito's colours without the pale yellow, which most colour-blind eyes tell apart; markers tell the rest.
@@ -51,7 +51,7 @@ def draw_policies(out: pathlib.Path, results: Sequence[Result]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("Pass@1 (%)")
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8.5)
-    save(figure, out / "policies")
+    save_figure(figure, out / "policies")
 
 
 def _styles(results: Sequence[Result]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import pydantic
 
 from jkv.errors import UserError
-from jkv.shipped import FIGURES
+from jkv.files.shipped import FIGURES
 
 PAPER = "paper"
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jkv.files.whole import write_text
+from jkv.report.picture_files import save_figure
 from jkv.report.statistics import interval
 
 BINS = ((0, 9), (10, 19), (20, 29), (30, 39), (40, 10_000))
@@ -38,8 +40,8 @@ def write_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> N
         for low, high in BINS:
             share, n = result.of_bin(low, high)
             writer.writerow([result.label, low, "" if high == BINS[-1][1] else high, n, round(share, 4)])
-    (out / "probe.csv").write_text(text.getvalue(), encoding="utf-8")
-    (out / "probe.md").write_text(recall_markdown(results), encoding="utf-8")
+    write_text(out / "probe.csv", text.getvalue())
+    write_text(out / "probe.md", recall_markdown(results))
     draw_recall(out, results, config)
 
 
@@ -92,6 +94,4 @@ def draw_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> No
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="recalled (%)")
-    for kind in ("png", "svg"):
-        # No date and fixed ids: the same results give the same bytes.
-        figure.savefig(out / f"probe.{kind}", dpi=160, metadata={"Date": None} if kind == "svg" else None)
+    save_figure(figure, out / "probe", dpi=160)

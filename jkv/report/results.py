@@ -4,13 +4,13 @@ import csv
 import dataclasses
 import functools
 import io
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from jkv.files.whole import write_text
 from jkv.report.statistics import (
     Correct,
     mean_over_tasks,
@@ -124,13 +124,6 @@ def write_results(out: pathlib.Path, results: Sequence[Result]) -> None:
     """results.csv and results.md, each whole or not at all."""
     write_text(out / "results.csv", results_csv(results))
     write_text(out / "results.md", results_markdown(results))
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all."""
-    scratch = path.with_suffix(path.suffix + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def with_averages(results: Sequence[Result]) -> list[Result]:

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jkv.errors import UserError
-from jkv.tasks import rows
+from jkv.tasks import dataset_rows
 from jkv.tasks.jsonl import prompt_ids
 from jkv.tasks.problem import GRADINGS, Problem
 from jkv.tasks.spec import BENCHMARKS, SHIPPED, read_yaml
@@ -48,7 +48,7 @@ def read_benchmark(name: str, tokenizer: Any, *, limit: int | None = None) -> li
     if missing:
         mend = f"format {benchmark.format} needs {', '.join(template.COLUMNS)}"
         raise UserError(f"columns name no {missing[0]}", where=str(file), mend=mend)
-    given, where = rows.read(name, benchmark, file)
+    given, where = dataset_rows.read(name, benchmark, file)
     problems: list[Problem] = []
     first: dict[str, int] = {}
     for number, row in enumerate(given[:limit], 1):

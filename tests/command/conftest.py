@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jkv import cli, decode
+from jkv import decode
 from jkv.demo import tokenizer
+from jkv.terminal import command as cli
 from tests.compilation import quick_compilation as quick_compilation
 from tests.tiny import FAMILY, prompts
 

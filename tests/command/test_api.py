@@ -10,10 +10,10 @@ import types
 import pytest
 
 import jkv
-from jkv.api.line import LINE, StatusLine
 from jkv.errors import UserError
 from jkv.policies import Needs, Policy, policy_names
-from jkv.show import Screen
+from jkv.terminal.notebook_line import LINE, StatusLine
+from jkv.terminal.screen import Screen
 from tests.command.conftest import read_jsonl
 from tests.tiny import prompts
 

@@ -206,7 +206,7 @@ def test_out_of_memory_is_one_line(refused, monkeypatch):
     def explode(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore")
 
-    monkeypatch.setattr("jkv.engine.Engine.compile", explode)
+    monkeypatch.setattr("jkv.engine.engine.Engine.compile", explode)
     assert refused().startswith(
         "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.); lower --batch-size"
     )

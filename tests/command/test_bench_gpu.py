@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jkv import cli
 from jkv.benchmark import gpu, gpu_decode, gpu_ops, gpu_rival
 from jkv.benchmark.r1 import R1, TINY
 from jkv.benchmark.record import Record
 from jkv.errors import UserError
 from jkv.policies import Retention
+from jkv.terminal import command as cli
 
 
 @pytest.fixture(scope="module")

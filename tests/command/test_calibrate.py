@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-import jkv.query_statistics
-from jkv import calibrate, cli
+import jkv.models.query_statistics
+import jkv.run.calibrate
+from jkv import calibrate
+from jkv.terminal import command as cli
 from tests.command.conftest import Result, read_jsonl
 from tests.tiny import FAMILY, Tiny
 
@@ -22,13 +24,13 @@ LLAMA, QWEN2, YARN, QWEN3 = FAMILY[0], FAMILY[2], FAMILY[3], FAMILY[4]
 def measure(capfd, task, monkeypatch):
     """Run ``python -m jkv.calibrate`` on the task; also the token sequences that it measured on."""
     sequences: list[tuple[int, ...]] = []
-    plain = jkv.query_statistics.measure_query_statistics
+    plain = jkv.models.query_statistics.measure_query_statistics
 
     def watch(model, given):
         sequences[:] = given
         return plain(model, sequences)
 
-    monkeypatch.setattr(jkv.query_statistics, "measure_query_statistics", watch)
+    monkeypatch.setattr(jkv.run.calibrate, "measure_query_statistics", watch)
 
     def command(*arguments: Any, task=task) -> tuple[Result, list[tuple[int, ...]]]:
         capfd.readouterr()

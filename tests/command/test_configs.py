@@ -7,12 +7,12 @@ import pathlib
 import pytest
 
 from jkv import decode, sweep, train_predictor
-from jkv.bench import BenchConfig
-from jkv.calibrate import CalibrateConfig
-from jkv.importance.config import TrainConfig
-from jkv.probe import ProbeConfig
-from jkv.run_config import DecodeConfig
-from jkv.sweep_config import SweepConfig
+from jkv.config.bench import BenchConfig
+from jkv.config.calibrate import CalibrateConfig
+from jkv.config.decode import DecodeConfig
+from jkv.config.probe import ProbeConfig
+from jkv.config.sweep import SweepConfig
+from jkv.config.train_predictor import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Which command reads a file is told by the first word of its name.

@@ -9,11 +9,13 @@ import time
 import psutil
 import pytest
 
-from jkv import runner
-from jkv.engine import Completion
-from jkv.grader import Grader, Verdict
-from jkv.run_config import DecodeConfig
-from jkv.tasks.marking import Marking
+from jkv.config.decode import DecodeConfig
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion
+from jkv.errors import UserError
+from jkv.grading import Grader, Verdict
+from jkv.grading.queue import Marking
+from jkv.run import decode as runner
 from jkv.tasks.problem import Problem
 from tests.command.conftest import read_jsonl, write_rows
 
@@ -93,7 +95,7 @@ def config(wordy, task, out, **more):
 
 
 def test_the_run_goes_on_when_the_worker_dies(wordy, graded_task, tmp_path, monkeypatch):
-    monkeypatch.setattr("jkv.tasks.marking.extract_answer", lambda text, thinking: "\\frac{10}{2}")
+    monkeypatch.setattr("jkv.grading.queue.extract_answer", lambda text, thinking: "\\frac{10}{2}")
     with Dying() as grader:
         grader.grade("1", "2")
         summary = runner.run(config(wordy, graded_task, tmp_path / "out"), grader=grader)
@@ -110,15 +112,15 @@ def test_the_run_goes_on_when_the_worker_dies(wordy, graded_task, tmp_path, monk
     assert again["tokens"] == summary["tokens"]
     # Another grading is another run.
     write_rows(graded_task, [{**row, "grading": "exact"} for row in read_jsonl(graded_task)])
-    with pytest.raises(runner.UserError, match="the task's prompts or answers have changed"):
+    with pytest.raises(UserError, match="the task's prompts or answers have changed"):
         runner.run(config(wordy, graded_task, tmp_path / "out"))
 
 
 def test_what_is_finished_is_kept_when_the_run_is_interrupted(wordy, graded_task, tmp_path, monkeypatch):
     """The grade of a finished sample is waited for, a moment; its worker is gone afterwards."""
-    monkeypatch.setattr("jkv.tasks.marking.extract_answer", lambda text, thinking: "\\frac{10}{2}")
+    monkeypatch.setattr("jkv.grading.queue.extract_answer", lambda text, thinking: "\\frac{10}{2}")
     before = workers_of(os.getpid())
-    decode = runner.Engine.run
+    decode = Engine.run
     finished = []
 
     def interrupted(self, *arguments, **options):
@@ -129,8 +131,8 @@ def test_what_is_finished_is_kept_when_the_run_is_interrupted(wordy, graded_task
             if len(finished) == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.Engine, "run", interrupted)
-    monkeypatch.setattr(runner, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(Engine, "run", interrupted)
+    monkeypatch.setattr(runner, "GRADES_WITHIN_S", 60.0)
     with pytest.raises(KeyboardInterrupt, match="3 of 6 samples are finished and kept"):
         runner.run(config(wordy, graded_task, tmp_path / "out"))
     rows = read_jsonl(tmp_path / "out" / "samples.jsonl")
@@ -143,7 +145,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if any("jkv.grader.worker" in word for word in child.cmdline()):
+            if any("jkv.grading.worker" in word for word in child.cmdline()):
                 found.append(child)
     return found
 
@@ -151,11 +153,11 @@ def workers_of(pid: int) -> list[psutil.Process]:
 HEAVY = ("datasets", "pandas", "pyarrow", "sympy", "math_verify", "latex2sympy2_extended", "antlr4", "torch")
 LOADS = """
 from jkv import decode
-from jkv import runner
+from jkv.run import decode as runner
 from jkv.load import load
 from jkv.tasks import load_task
 assert decode.parse([]).task == "demo"
-assert len(load_task("demo", load("demo-llama"), limit=2)) == 2
+assert len(load_task("demo", load("demo-llama").tokenizer, model="demo-llama", limit=2)) == 2
 """
 RUNS = """
 from jkv import decode

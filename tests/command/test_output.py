@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from jkv.errors import UserError
-from jkv.output import RunDirectory
+from jkv.run.directory import RunDirectory
 
 CONFIG = {"policy": "window", "seed": 0, "problems": "ab", "weights": "cd"}
 TIMES = {"wall": 1.5, "compile": 2.0, "decode": 1.0, "steps": 9.0}
@@ -157,7 +157,7 @@ def test_two_runs_at_once_are_refused(out):
     directory = RunDirectory(out, CONFIG)
     assert refusal(out) == f"{out}: another run is writing there; wait until it is done, or give a new --out"
     directory.close()
-    code = "import sys, os, pathlib; from jkv.output import RunDirectory;" \
+    code = "import sys, os, pathlib; from jkv.run.directory import RunDirectory;" \
         f"RunDirectory(pathlib.Path({str(out)!r}), {CONFIG!r}); os.kill(os.getpid(), 9)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert continued(out).finished == {("p0", 0), ("p1", 0)}, "a killed run leaves no lock behind"

@@ -7,8 +7,8 @@ import pytest
 
 from jkv import probe
 from jkv.demo.probe import FACT, probes
-from jkv.demo.recall import evictions_between
 from jkv.errors import UserError
+from jkv.run.probe import evictions_between
 
 
 def test_a_probe_states_its_fact_once_and_asks_for_it():

@@ -17,8 +17,11 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from jkv import engine, show
+from jkv.engine import events
 from jkv.load import load_tokenizer
+from jkv.run.closing import summary_table, thought
+from jkv.run.progress import LiveProgress
+from jkv.terminal.text import visible
 from tests.command.conftest import write_rows
 
 SUMMARY = {
@@ -40,13 +43,13 @@ def printed(renderable, width=80, encoding="utf-8") -> str:
 
 
 def test_visible_keeps_text_and_shows_control():
-    assert show.visible("a\nb c ü 漢字 🙂") == "a\nb c ü 漢字 🙂"
-    assert show.visible("\x1b[1m\0\u202e\r") == r"\x1b[1m\x00\u202e\r"
+    assert visible("a\nb c ü 漢字 🙂") == "a\nb c ü 漢字 🙂"
+    assert visible("\x1b[1m\0\u202e\r") == r"\x1b[1m\x00\u202e\r"
 
 
 @given(st.text(st.characters()))
 def test_visible_text_never_steers_a_terminal(text):
-    shown = show.visible(text)
+    shown = visible(text)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
     assert shown.count("\n") == text.count("\n")
 
@@ -62,31 +65,31 @@ class Words:
 
 
 def test_hostile_model_text_is_shown_not_obeyed():
-    panel = show.thought(Words([HOSTILE]), [0], [0], [0], title=HOSTILE)
+    panel = thought(Words([HOSTILE]), [0], [0], [0], title=HOSTILE)
     text = printed(panel, width=200)
     assert "[bold]x[/bold]" in text
     assert r"\x1b[31mred\x1b]0;title\x07" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", printed(show.summary_table({**SUMMARY, "model": HOSTILE})))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", printed(summary_table({**SUMMARY, "model": HOSTILE})))
 
 
 def test_thought_tells_what_was_evicted_with_and_without_styles():
     words = Words(["P", "Q", " a", " b", " c", " d"])
-    plain = printed(show.thought(words, [0, 1], [2, 3, 4, 5], [0, 4], title="t", styled=False))
+    plain = printed(thought(words, [0, 1], [2, 3, 4, 5], [0, 4], title="t", styled=False))
     assert "P[-Q a b-] c d" in plain
     assert "3 of 6 tokens were evicted (in [- -]); the first 2 are the prompt." in plain
-    styled = show.thought(words, [0, 1], [2, 3, 4, 5], [0, 4], title="t")
+    styled = thought(words, [0, 1], [2, 3, 4, 5], [0, 4], title="t")
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system="standard", width=80)
     console.print(styled)
     text = file.getvalue()
     assert "\x1b[1;36mP" in text, "a kept token of the prompt"
     assert all(f"\x1b[2;9m{word}" in text for word in ("Q", " a", " b")), "evicted ones"
-    assert "None of 6 tokens was evicted" in printed(show.thought(words, [0, 1], [2, 3, 4, 5], range(5), title="t"))
+    assert "None of 6 tokens was evicted" in printed(thought(words, [0, 1], [2, 3, 4, 5], range(5), title="t"))
 
 
 def test_long_thoughts_lose_their_middle():
-    text = printed(show.thought(Words(["x"] * 5000), range(100), range(100, 5000), range(4000, 5000), title="t"))
+    text = printed(thought(Words(["x"] * 5000), range(100), range(100, 5000), range(4000, 5000), title="t"))
     assert "... 4,200 tokens not shown ..." in text
     assert "4000 of 5000 tokens were evicted" in text
     assert len(text.splitlines()) < 30
@@ -105,21 +108,19 @@ def test_characters_of_several_tokens_are_shown_whole(byte_tokens):
     text = "naïve 漢字 🙂 x"
     ids = byte_tokens.encode(text).ids
     assert len(ids) > len(text)
-    shown = printed(show.thought(byte_tokens, ids[:2], ids[2:], range(len(ids)), title="t"))
+    shown = printed(thought(byte_tokens, ids[:2], ids[2:], range(len(ids)), title="t"))
     assert text in shown
-    assert "a" in printed(show.thought(byte_tokens, ids[:1], ids[6:8], [0, 1], title="t")), (
-        "torn characters don't crash"
-    )
+    assert "a" in printed(thought(byte_tokens, ids[:1], ids[6:8], [0, 1], title="t")), "torn characters don't crash"
 
 
 def test_ids_beyond_the_tokenizers_vocabulary(wordy):
     tokenizer = load_tokenizer(wordy, 97)
-    assert " a" in printed(show.thought(tokenizer, [1, 16], [96, 16, 96], [0, 1, 2, 3], title="t"))
+    assert " a" in printed(thought(tokenizer, [1, 16], [96, 16, 96], [0, 1, 2, 3], title="t"))
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_closing_table(width):
-    lines = printed(show.summary_table(SUMMARY), width).splitlines()
+    lines = printed(summary_table(SUMMARY), width).splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "model", "policy", "Pass@1", "majority", "samples", "evictions", "KV", "throughput", "tps_paper",
     ]  # fmt: skip
@@ -132,20 +133,20 @@ def test_closing_table(width):
     ):  # fmt: skip
         assert part in text
     ungraded = {**SUMMARY, **dict.fromkeys(("pass_at_1", "pass_at_1_low", "pass_at_1_high", "maj_at_k", "tps_paper"))}
-    assert "not graded" in printed(show.summary_table({**ungraded, "recompiles": 2}), width)
-    assert "3 samples, not counted" in " ".join(printed(show.summary_table({**SUMMARY, "ungraded": 3}), width).split())
+    assert "not graded" in printed(summary_table({**ungraded, "recompiles": 2}), width)
+    assert "3 samples, not counted" in " ".join(printed(summary_table({**SUMMARY, "ungraded": 3}), width).split())
     full = {**SUMMARY, "policy": "full", "retain": SUMMARY["budget"]}
-    assert "full: 2,500 slots a row, nothing is evicted" in printed(show.summary_table(full), width)
+    assert "full: 2,500 slots a row, nothing is evicted" in printed(summary_table(full), width)
 
 
 def live(console_width, monkeypatch, ticks):
     monkeypatch.setenv("COLUMNS", str(console_width))
-    progress = show.LiveProgress(total=40, slots=2048, kv_bytes=2**20, kv_bytes_full=2**23, quiet=False)
+    progress = LiveProgress(total=40, slots=2048, kv_bytes=2**20, kv_bytes_full=2**23, quiet=False)
     with progress:
         progress.compiling()
         progress.start_clock()
         for n in range(ticks):
-            progress.tick(engine.Progress(1000 * n, 16, 1500))
+            progress.tick(events.Progress(1000 * n, 16, 1500))
         progress.sample_done(3)
         progress.bar.refresh()
 

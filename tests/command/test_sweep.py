@@ -6,11 +6,13 @@ import json
 
 import pytest
 
-from jkv import cli, decode, grid, sweep
-from jkv.engine import Engine
+from jkv import decode, sweep
+from jkv.engine.executables import Executables
 from jkv.errors import UserError
-from jkv.grid import run_sweep
 from jkv.report.results import BASELINE
+from jkv.run import sweep as grid
+from jkv.run.sweep import run_sweep
+from jkv.terminal import command as cli
 from tests.command.conftest import read_jsonl, write_rows
 from tests.tiny import prompts
 
@@ -111,12 +113,12 @@ def test_what_cannot_run_is_refused_before_anything_is_decoded(arguments, messag
 
 
 def test_a_mesh_that_the_second_model_cannot_share_is_refused_before_the_first_is_read(tmp_path, monkeypatch):
-    def mesh_of(config, model=None):
+    def run_mesh(config, model=None):
         assert model is not None
         if model.architecture == "qwen2":
             raise UserError("can't be shared", where="--mesh")
 
-    monkeypatch.setattr(grid, "mesh_of", mesh_of)
+    monkeypatch.setattr(grid, "run_mesh", run_mesh)
     monkeypatch.setattr(grid, "load", lambda *_: pytest.fail("a model was read"))
     words = ["--models", "demo-llama", "demo-qwen", "--policies", "window", "--budgets", "96", "--mesh", "data=1"]
     with pytest.raises(UserError, match=r"demo-qwen.*--mesh: can't be shared"):
@@ -157,8 +159,8 @@ def test_programs_are_shared_by_tasks(wordy, graded, tmp_path, monkeypatch):
     second = tmp_path / "second.jsonl"
     second.write_bytes(graded.read_bytes())
     compiled: list[str] = []
-    compile_ = Engine._compile
-    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[2].__name__), compile_(*a))[1])
+    compile_ = Executables._compile
+    monkeypatch.setattr(Executables, "_compile", lambda *a: (compiled.append(a[1].name), compile_(*a))[1])
     config = sweep.parse([
         "--models", str(wordy), "--tasks", str(graded), str(second), "--policies", "window", "--budgets", "24", "32",
         "--no-full", "--max-new-tokens", "30", "--batch-size", "3", "--window", "2", "--quiet",

@@ -8,14 +8,15 @@ import pathlib
 import pytest
 import yaml
 
-import jkv.predictor
+import jkv.models.predictor
 from converters.config import read_config
-from jkv import dry_run, sweep
-from jkv.engine import Engine
-from jkv.load import locate
+from jkv import sweep
+from jkv.engine.executables import Executables
+from jkv.files.locate import locate
+from jkv.files.shipped import CONFIGS, FIGURES, OF_HUB
+from jkv.planning import dry_run
 from jkv.report.published import read_published
 from jkv.report.results import MEAN
-from jkv.shipped import CONFIGS, FIGURES, OF_HUB
 from tests.chatty import VOCABULARY, save_tokenizer
 from tests.command.conftest import read_jsonl
 from tests.tasks.stand_ins import LAYOUTS, write
@@ -50,7 +51,7 @@ def test_it_is_the_papers_figure():
 
 def test_a_dry_run_needs_no_weights(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # a shipped file is found from anywhere
-    monkeypatch.setattr(jkv.predictor, "load_predictor", None)
+    monkeypatch.setattr(jkv.models.predictor, "load_predictor", None)
     sweep.main(["--config", "configs/sweep_paper.yaml", "--dry-run"])
     printed = capsys.readouterr().out
     # (30 + 30 + 40 + 198) problems x 5 samples x 16384 tokens; 32 rows of 2 * 32 * 8 * 128 numbers of 2 bytes a slot.
@@ -101,13 +102,13 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
         directory = tmp_path / entry["name"]
         FAMILIES[entry["name"]].save(directory)
         save_tokenizer(directory)
-        jkv.predictor.save_predictor(directory, jkv.predictor.random_predictor(40))
+        jkv.models.predictor.save_predictor(directory, jkv.models.predictor.random_predictor(40))
         entry |= {"model": str(directory), "window": 16, "ratio": 0.9}
     mine = tmp_path / "sweep.yaml"
     mine.write_text(yaml.safe_dump(config), "utf-8")
     compiled: list[str] = []
-    compile_ = Engine._compile
-    monkeypatch.setattr(Engine, "_compile", lambda *a: (compiled.append(a[2].__name__), compile_(*a))[1])
+    compile_ = Executables._compile
+    monkeypatch.setattr(Executables, "_compile", lambda *a: (compiled.append(a[1].name), compile_(*a))[1])
     out = tmp_path / "out"
     sweep.main(["--config", str(mine), "--overlay", "paper", "--out", str(out), "--quiet"])
 

@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 
 from jkv import sweep
-from jkv.grid import run_sweep
+from jkv.run.sweep import run_sweep
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import pytest
 LONG = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # one call of C that lets no handler run, as a device's call
 MAIN = """
 import hashlib, sys, time
-from jkv import cli, termination
+from jkv.terminal import command as cli
+from jkv.terminal import termination
 
 def main(argv):
     with termination.saying(lambda: "3 of 9 samples: run the same command to continue"):
@@ -74,7 +75,7 @@ def test_a_write_that_hangs_does_not_hold_the_process():
 
 def test_a_command_that_is_done_leaves_signals_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
-    from jkv import cli
+    from jkv.terminal import command as cli
 
     with pytest.raises(SystemExit) as leaving:
         cli.run(lambda argv: None)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jkv import cli, train_predictor
+from jkv import train_predictor
 from jkv.demo import tokenizer
-from jkv.predictor import NAMES
+from jkv.models.predictor import NAMES
+from jkv.terminal import command as cli
 from tests.command.conftest import Result, read_jsonl, write_rows
 from tests.tiny import FAMILY
 
@@ -171,9 +172,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(trained, train, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("jkv.importance.store.save_file", full)
+        patch.setattr("jkv.predictor_training.store.save_file", full)
         refused(train(*SHORT, "--out", tmp_path / "out"), "No space left on device")
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not list((tmp_path / "out").rglob(".*.new"))
     assert train(*SHORT, "--out", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "predictor.safetensors").read_bytes() == (trained / "predictor.safetensors").read_bytes()
 

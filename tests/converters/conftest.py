@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from converters.fill import abstract, fill, leaves
 from converters.hf import write_hf
-from jkv.config import ModelConfig
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 
 TINY = ModelConfig("llama", 50, 16, 24, 2, 4, 2, 6, 1e4, eos_ids=(2,))
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from converters.__main__ import main
-from jkv.cli import run
 from jkv.errors import UserError
+from jkv.terminal.command import run
 
 
 def command(*words) -> int:
@@ -90,7 +90,7 @@ def test_full_disk(checkpoint, tmp_path, capsys, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("converters.files.os.fsync", full)
+    monkeypatch.setattr("jkv.files.whole.os.fsync", full)
     assert command(checkpoint.directory, tmp_path / "new") == 2
     assert capsys.readouterr().err == "error: No space left on device\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

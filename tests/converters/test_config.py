@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.config import from_hf, read_config, to_hf
-from jkv.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 from jkv.errors import UserError
+from jkv.models.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 from tests.converters.conftest import attempt
 
 BASE = {

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from converters.fill import fill, leaves
 from converters.hf import read_hf, write_hf
 from converters.tables import TABLES, rows
-from jkv.config import ModelConfig
 from jkv.errors import UserError
+from jkv.models.config import ModelConfig
 from tests.converters.conftest import TINY, random_decoder
 
 Q = "model.layers.1.self_attn.q_proj.weight"

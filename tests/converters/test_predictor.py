@@ -9,7 +9,7 @@ from converters.__main__ import main
 from converters.hf import read_hf
 from jkv.errors import UserError
 from jkv.load import load
-from jkv.predictor import NAMES, importance, load_predictor
+from jkv.models.predictor import NAMES, importance, load_predictor
 from tests.converters.conftest import TINY
 
 

@@ -15,10 +15,10 @@ import jkv.demo
 from converters.hf import read_hf
 from jkv.demo import architectures, task
 from jkv.demo.tokenizer import vocabulary
-from jkv.importance.labels import Labeller
-from jkv.importance.metrics import score_traces
-from jkv.importance.traces import Trace
-from jkv.predictor import hidden_layer, importance, load_predictor
+from jkv.models.predictor import hidden_layer, importance, load_predictor
+from jkv.predictor_training.labels import Labeller
+from jkv.predictor_training.metrics import score_traces
+from jkv.predictor_training.traces import Trace
 
 CHECKPOINTS = pathlib.Path(jkv.demo.__file__).parent / "checkpoints"
 MODELS: dict[str, Literal["llama", "qwen2"]] = {"demo-llama": "llama", "demo-qwen": "qwen2"}

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jkv.config import ModelConfig
-from jkv.engine import Completion, Engine, Progress, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion, Progress, Request
+from jkv.engine.sampling import Greedy, TopPTopK
 from jkv.errors import UserError
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.policies import Full, Needs, Policy, Random, Retention, Streaming, Window
-from jkv.sampling import Greedy, TopPTopK
 from tests.tiny import complete, prompts
 
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True, eos_ids=(2,))

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.load import load
+from jkv.ops.buffer import Int8KV
 from jkv.policies import KNorm, Retention, SnapKV, Window
 from jkv.policies.base import Policy
-from jkv.quantized_kv import Int8KV
 from tests.engine.oracle import NewestFirst, Oracle, Row, Scorer
 from tests.tiny import FAMILY, Tiny, complete, prompts
 

@@ -4,9 +4,10 @@ import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.ops import dispatch
 from jkv.policies import Retention, get_policy
 from tests.ops.kernels import INTERPRET

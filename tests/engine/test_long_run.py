@@ -3,10 +3,11 @@
 import psutil
 import pytest
 
-from jkv.engine import Completion, Engine, Progress, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion, Progress, Request
+from jkv.engine.sampling import TopPTopK
 from jkv.load import load
 from jkv.policies import Random, Retention
-from jkv.sampling import TopPTopK
 from jkv.tasks import load_task
 
 
@@ -19,7 +20,9 @@ def test_memory_stays_flat_over_many_refills(as_users_do):
         sampler=TopPTopK(0.6, 0.95, 20),
     )  # fmt: skip
     exact = config.n_layers * 4 * config.n_kv_heads * 128 * config.head_dim * 2 * 4
-    requests = [Request(p.id, p.prompt_ids, 1000) for p in load_task("demo", loaded, limit=24)]
+    requests = [
+        Request(p.id, p.prompt_ids, 1000) for p in load_task("demo", loaded.tokenizer, model=loaded.name, limit=24)
+    ]
     process, memory, tokens, evictions = psutil.Process(), [], 0, 0
     for event in engine.run(requests):
         if isinstance(event, Progress):

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.load import load
 from jkv.policies import Full, Random, Retention, Streaming, Window
 from tests.engine.oracle import NewestFirst, Oracle, UniformDraws

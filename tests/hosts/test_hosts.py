@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from jax.sharding import Mesh
 
-from jkv import hosts, sweep, train_predictor
-from jkv.auto_mesh import mesh_words, settle_mesh, spread_over, weight_count
-from jkv.config import ModelConfig
+from jkv import sweep, train_predictor
+from jkv.distributed import hosts
+from jkv.distributed.choose_mesh import mesh_text, settle_mesh, spread_over, weight_count
+from jkv.distributed.hosts import Hosts, need_out, rows_per_replica
+from jkv.distributed.mesh import parse_mesh
 from jkv.errors import UserError
-from jkv.hosts import Hosts, need_out, rows_of
-from jkv.mesh import parse_mesh
+from jkv.models.config import ModelConfig
 
 WIDE = ModelConfig("llama", 96, 40, 96, 2, 48, 48, 12, 1e4)
 
@@ -66,9 +67,9 @@ def test_cloud_tpu_says_how_many_workers_it_has(monkeypatch, environment, worker
 
 
 def test_rows_and_place():
-    assert rows_of(32, Hosts(1, 4)) == 8
+    assert rows_per_replica(32, Hosts(1, 4)) == 8
     with pytest.raises(UserError, match="3 hosts can't share 32 rows evenly; give a multiple of 3"):
-        rows_of(32, Hosts(1, 3))
+        rows_per_replica(32, Hosts(1, 3))
     with pytest.raises(UserError, match="--out: is missing; give a directory that all hosts share"):
         need_out(None)
 
@@ -131,8 +132,8 @@ def test_meshes_that_hosts_cannot_share(words, hosts, message):
 )
 def test_a_hosts_part_of_a_mesh(words, index, count, part, replica, leader, where):
     hosts, mesh = settle(words, index, count, 4)
-    assert mesh_words(mesh) == part
-    assert mesh_words(mesh, hosts) == ",".join(f"{k}={v}" for k, v in parse_mesh(words).items())
+    assert mesh_text(mesh) == part
+    assert mesh_text(mesh, hosts) == ",".join(f"{k}={v}" for k, v in parse_mesh(words).items())
     assert (hosts.replica, hosts.leader) == (replica, leader)
     assert [device.id for device in mesh.devices.flat] == where
 
@@ -141,16 +142,16 @@ def test_replicas_share_the_work_and_the_rows():
     alike = [Hosts(i, 6, together=3).share(range(13)) for i in range(6)]
     assert alike[0] == alike[1] == alike[2]
     assert sorted(alike[0] + alike[3]) == list(range(13))
-    assert rows_of(32, Hosts(4, 8, together=4)) == 16
+    assert rows_per_replica(32, Hosts(4, 8, together=4)) == 16
     with pytest.raises(UserError, match="2 groups of 4 hosts can't share 31 rows evenly; give a multiple of 2"):
-        rows_of(31, Hosts(4, 8, together=4))
+        rows_per_replica(31, Hosts(4, 8, together=4))
 
 
 def test_auto_crosses_hosts_only_where_it_must():
     """Within a host while weights and buffer fit there, over as few hosts as hold them otherwise."""
     weights = 4 * weight_count(WIDE)
     room = lambda share: {"usable": int(weights * share / 0.9), "rows": 8, "slots": 1}
-    assert mesh_words(settle("auto", 1, 2, 4)[1]) in ("data=2,model=1", "data=3,model=1")
+    assert mesh_text(settle("auto", 1, 2, 4)[1]) in ("data=2,model=1", "data=3,model=1")
     for share, together in ((0.6, 1), (0.22, 2), (0.11, 4), (0.01, 4)):
         hosts, mesh = settle("auto", 1, 4, 4, **room(share))
         assert hosts.together == together, share

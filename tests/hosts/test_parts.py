@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from jkv import parts
 from jkv.errors import UserError
-from jkv.output import BeingWritten, RunDirectory
-from jkv.parts import Finished, fold, part
+from jkv.run import host_parts as parts
+from jkv.run.directory import BeingWritten, RunDirectory
+from jkv.run.host_parts import Finished, fold, part
 from tests.command.conftest import read_jsonl
 from tests.command.test_output import CONFIG, eviction, sample
 

@@ -10,8 +10,8 @@ import pytest
 
 from converters.__main__ import main as convert
 from converters.hf import write_hf
-from jkv.hosts import HEARTBEAT_S
-from jkv.parts import parts
+from jkv.distributed.hosts import HEARTBEAT_S
+from jkv.run.host_parts import parts
 from tests.command.conftest import read_jsonl, write_rows
 from tests.hosts.processes import finish, launch
 from tests.mesh.simulated import LLAMA_8, QWEN_8, model_of

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from jkv.hosts import HEARTBEAT_S
+from jkv.distributed.hosts import HEARTBEAT_S
 from tests.command.conftest import read_jsonl, write_rows
 from tests.hosts.processes import finish, launch
 from tests.requests import prompts

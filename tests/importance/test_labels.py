@@ -12,9 +12,9 @@ import torch
 from flax import nnx
 
 from converters.hf import read_hf
-from jkv.importance import labels
-from jkv.importance.labels import Labeller, label, padded_length
-from jkv.importance.traces import Trace
+from jkv.predictor_training import labels
+from jkv.predictor_training.labels import Labeller, label, padded_length
+from jkv.predictor_training.traces import Trace
 from tests.tiny import FAMILY, Tiny, prompts
 
 HORIZON = 9

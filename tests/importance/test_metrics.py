@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jkv.importance.metrics import baselines, overlap, score_traces, spearman
+from jkv.predictor_training.metrics import baselines, overlap, score_traces, spearman
 
 values = st.lists(st.integers(0, 5), min_size=2, max_size=30)
 

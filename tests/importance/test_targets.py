@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jkv.importance.targets import Target, ranking, squared_error, target_of
+from jkv.predictor_training.targets import Target, ranking, squared_error, target_of
 
 LABELS = np.array([0.0, 1e-4, 4.2e-4, 5e-4, 0.01], np.float32)
 

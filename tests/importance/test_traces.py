@@ -3,7 +3,7 @@
 import pytest
 
 from jkv.errors import UserError
-from jkv.importance.traces import Trace, hold_out, select_traces, think_tokens, thought
+from jkv.predictor_training.traces import Trace, hold_out, select_traces, think_tokens, thought
 
 THINK, END, EOS = 7, 8, 2
 PROMPTS = {"a": (1, 30, THINK), "b": (1, 31, THINK), "c": (1, 32)}

@@ -12,11 +12,11 @@ import optax
 import pytest
 
 from jkv.errors import UserError
-from jkv.importance import fit
-from jkv.importance.fit import Recipe
-from jkv.importance.targets import Target
-from jkv.importance.training import LOG, Data, train, validate
-from jkv.predictor import importance, random_predictor
+from jkv.models.predictor import importance, random_predictor
+from jkv.predictor_training import fit
+from jkv.predictor_training.fit import Recipe
+from jkv.predictor_training.targets import Target
+from jkv.predictor_training.training import LOG, Data, train, validate
 
 D = 12
 
@@ -114,9 +114,9 @@ def test_a_log_of_something_else_is_refused(tmp_path):
 
 AGAIN = """
 import pathlib, sys
-from jkv import cli
-from jkv.importance.training import train
-from jkv.predictor import random_predictor
+from jkv.terminal import command as cli
+from jkv.predictor_training.training import train
+from jkv.models.predictor import random_predictor
 from tests.importance.test_training import D, data, recipe
 cli.run(lambda _: train(recipe(), data(), random_predictor(D), pathlib.Path(sys.argv[1])))
 """

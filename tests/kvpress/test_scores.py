@@ -21,15 +21,16 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from converters.config import from_hf
-from jkv.config import ModelConfig
+from jkv.engine.priority import priority, victim
+from jkv.engine.state import EVICTION, request_key, row_keys
+from jkv.models.config import ModelConfig
+from jkv.ops.select import select
 from jkv.policies import Policy, Retention, Slots
 from jkv.policies.expected_attention import ExpectedAttention
 from jkv.policies.keydiff import KeyDiff
 from jkv.policies.knorm import KNorm
-from jkv.policies.retention import priority, select, victim
 from jkv.policies.snapkv import SnapKV
 from jkv.policies.tova import TOVA
-from jkv.state import EVICTION, request_key, row_keys
 from tests import tiny
 
 LENGTH = 90  # of the prompt

@@ -14,10 +14,11 @@ from converters.fill import leaves
 from converters.hf import write_hf
 from jkv import decode, sweep, train_predictor
 from jkv.demo import tokenizer
-from jkv.importance.labels import Labeller
-from jkv.importance.traces import Trace
+from jkv.distributed.mesh import make_mesh
+from jkv.distributed.weights import place_weights
 from jkv.load import load
-from jkv.mesh import make_mesh, place_weights
+from jkv.predictor_training.labels import Labeller
+from jkv.predictor_training.traces import Trace
 from tests.mesh.simulated import LLAMA_8, model_of
 from tests.requests import prompts
 

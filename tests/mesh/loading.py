@@ -15,7 +15,7 @@ import numpy as np
 from converters.config import write_config
 from converters.shards import Outgoing, write
 from converters.tables import rows
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
 
 
 def write_synthetic(directory: pathlib.Path, config: ModelConfig) -> int:
@@ -46,8 +46,9 @@ def main(directory: str, processes: int, process: int, port: int) -> None:
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", processes, process)
     from converters.fill import leaves
+    from jkv.distributed.mesh import make_mesh
+    from jkv.distributed.weights import place_weights
     from jkv.load import load
-    from jkv.mesh import make_mesh, place_weights
 
     mesh = make_mesh(jax.devices(), {"data": 1, "model": jax.device_count()})
     before = memory("VmRSS")

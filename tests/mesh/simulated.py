@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jkv.auto_mesh import settle_mesh
-from jkv.benchmark.policies import random_parameters
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
-from jkv.mesh import weight_shardings
+from jkv.distributed.choose_mesh import settle_mesh
+from jkv.distributed.weights import weight_shardings
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
+from jkv.engine.sampling import TopPTopK
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.models.quantized import quantize_decoder
 from jkv.policies import Retention, get_policy
-from jkv.sampling import TopPTopK
+from jkv.policies.untrained import random_parameters
 from tests.requests import complete, prompts
 
 # More requests than rows: a row that ends is refilled while the others go on.
@@ -67,13 +68,13 @@ def model_of(config: ModelConfig) -> Decoder:
     return nnx.merge(graph, jax.tree.map(louder, weights))
 
 
-def run(case: str, mesh_words: str | None) -> dict[str, Any]:
+def run(case: str, mesh_text: str | None) -> dict[str, Any]:
     """Tokens, kept positions and evictions of every request, on one device or on a mesh."""
     config, name, retain, granularity = CASES[case]
     model = model_of(config)
     if case.endswith("-int8"):
         quantize_decoder(model)
-    mesh = settle_mesh(mesh_words, config, rows=B, slots=S, dtype="float32")
+    mesh = settle_mesh(mesh_text, config, rows=B, slots=S, dtype="float32")
     if mesh is not None:
         graph, weights = nnx.split(model)
         model = nnx.merge(graph, jax.device_put(weights, weight_shardings(weights, mesh)))

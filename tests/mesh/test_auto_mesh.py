@@ -5,12 +5,12 @@ import pytest
 
 from converters.config import from_hf
 from converters.files import read_json
-from jkv.auto_mesh import best_sizes, mesh_words, settle_mesh, weight_count
-from jkv.config import ModelConfig
+from jkv.distributed.choose_mesh import best_sizes, mesh_text, settle_mesh, weight_count
+from jkv.engine.placement import OneDevice, OnMesh, placement_of
 from jkv.errors import UserError
-from jkv.placement import OneDevice, OnMesh, placement_of
+from jkv.files.shipped import MODELS
+from jkv.models.config import ModelConfig
 from jkv.planning.chips import CHIPS
-from jkv.shipped import MODELS
 
 SMALL = ModelConfig("llama", 96, 40, 72, 2, 8, 2, 12, 1e4)
 
@@ -53,11 +53,11 @@ def test_words():
     assert settle_mesh(None, SMALL, rows=4, slots=32, dtype="float32") is None
     mesh = settle_mesh("data=1,model=1", SMALL, rows=4, slots=32, dtype="float32")
     assert mesh is not None
-    assert mesh_words(mesh) == "data=1,model=1"
-    assert mesh_words(settle_mesh("auto", SMALL, rows=4, slots=32, dtype="float32", devices=jax.devices()[:1])) == (
+    assert mesh_text(mesh) == "data=1,model=1"
+    assert mesh_text(settle_mesh("auto", SMALL, rows=4, slots=32, dtype="float32", devices=jax.devices()[:1])) == (
         "data=1,model=1"
     )
-    assert mesh_words(None) is None
+    assert mesh_text(None) is None
 
 
 @pytest.mark.parametrize(

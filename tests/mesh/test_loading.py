@@ -16,7 +16,7 @@ from converters import ranges
 from converters.__main__ import convert
 from converters.ranges import read_box
 from converters.tables import rows
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
 from tests.mesh.loading import write_synthetic
 
 # 126 MB, the head being the largest tensor; K = 8 for eight devices.
@@ -139,8 +139,9 @@ def test_only_what_is_wanted_is_read(tmp_path, monkeypatch):
 def test_a_sharding_without_a_mesh_of_many(tmp_path):
     """One device: the whole leaf, as ``place_weights`` of a 1 x 1 mesh has it."""
     from converters.fill import leaves
+    from jkv.distributed.mesh import make_mesh
+    from jkv.distributed.weights import place_weights
     from jkv.load import load
-    from jkv.mesh import make_mesh, place_weights
 
     write_synthetic(tmp_path, ModelConfig("llama", 48, 16, 24, 1, 16, 8, 4, 1e4))
     mesh = make_mesh(jax.devices()[:1], {"data": 1, "model": 1})

@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from jkv.config import ModelConfig
+from jkv.distributed.mesh import check_mesh, parse_mesh
+from jkv.distributed.weights import weight_shardings
 from jkv.errors import UserError
-from jkv.mesh import check_mesh, parse_mesh, weight_shardings
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.models.letters import weight_letters
 from tests.compilation import quick_environment
 from tests.mesh.simulated import CASES
@@ -127,7 +128,7 @@ def test_an_unknown_weight_has_none():
 
 
 def test_outside_a_mesh_a_row_is_where_it_was():
-    from jkv.shards import anywhere, of_owner, own_row, spread
+    from jkv.engine.row_shards import anywhere, of_owner, own_row, spread
 
     flag, row = jnp.bool_(True), jnp.int32(3)
     assert not spread()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jkv.config import ModelConfig
 from jkv.models import Decoder
 from jkv.models.attention import CausalAttention
+from jkv.models.config import ModelConfig
 from jkv.ops import dispatch
 from jkv.pytree import pytree
 

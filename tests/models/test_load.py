@@ -12,9 +12,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from converters.__main__ import convert
 from converters.fill import leaves
 from converters.hf import write_hf
-from jkv import load as load_module
 from jkv.errors import UserError
-from jkv.load import load, locate
+from jkv.files import locate as locate_module
+from jkv.files.locate import locate
+from jkv.load import load
 from tests.converters.conftest import TINY, attempt, random_decoder
 
 
@@ -96,7 +97,7 @@ def test_hub_fetches_weights_and_json_only(directory, monkeypatch):
 
 
 def test_demo_names(directory, monkeypatch, tmp_path):
-    monkeypatch.setattr(load_module, "_CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(locate_module, "CHECKPOINTS", tmp_path)
     assert line("demo-llama") == f"{tmp_path}/demo-llama: the demo checkpoint isn't there; install jkv again"
     directory.rename(tmp_path / "demo-llama")
     assert locate("demo-llama") == tmp_path / "demo-llama"

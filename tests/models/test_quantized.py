@@ -12,14 +12,15 @@ from qwix import QArray, dequantize
 
 from converters.fill import leaves
 from converters.hf import write_hf
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.load import load
 from jkv.models import Decoder
 from jkv.models.attention import Attend, CausalAttention
-from jkv.models.quantized import contract, quantize_decoder, quantize_weight, rows_of
+from jkv.models.config import ModelConfig
+from jkv.models.quantized import contract, embed_tokens, quantize_decoder, quantize_weight
+from jkv.ops.buffer import quantize
 from jkv.policies import Retention, Window
-from jkv.quantized_kv import quantize
 from tests.converters.conftest import random_decoder
 from tests.requests import complete, prompts
 
@@ -125,7 +126,7 @@ def test_contractions_are_those_of_the_dequantised_weight(path, spec, shape, sca
 def test_rows_of_an_embedding():
     table = quantize_weight("embed", jnp.asarray(np.random.default_rng(0).normal(size=(96, 64)), jnp.float32))
     tokens = jnp.asarray([[3, 95], [0, 3]])
-    found = rows_of(table, tokens, jnp.float32)
+    found = embed_tokens(table, tokens, jnp.float32)
     np.testing.assert_array_equal(found, np.asarray(dequantize(table))[np.asarray(tokens)])
 
 

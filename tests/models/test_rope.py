@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from converters.config import from_hf, to_hf
-from jkv.config import Llama3Scaling
+from jkv.models.config import Llama3Scaling
 from jkv.models.rope import frequencies
 
 SHAPE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jkv.ops import dispatch
+from jkv.ops.buffer import Int8KV
 from jkv.ops.decode_attention import decode_attention, pallas_tpu, reference, xla, xla_dense
-from jkv.quantized_kv import Int8KV
 from tests.compilation import users_jit
 from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jkv.ops import dispatch
+from jkv.ops.buffer import Int8KV
 from jkv.ops.evict import compact, pallas_tpu
-from jkv.quantized_kv import Int8KV
 from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
 
 IMPLEMENTATIONS = {

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jkv.ops.buffer import quantize
 from jkv.ops.insert import insert
-from jkv.quantized_kv import quantize
 
 
 def _case(dtype=jnp.float32, shape=(5, 2, 7, 32)):

@@ -71,7 +71,7 @@ def test_no_token_looks_ahead(implementation):
 
 def test_on_a_cpu_it_is_what_training_uses():
     q, k, v = _case(40, 4, 64, "float32")
-    expected, _ = CausalAttention()(q, k, v, None, q.reshape(1, 40, -1))
+    expected, *_ = CausalAttention()(q, k, v, None, q.reshape(1, 40, -1))
     np.testing.assert_array_equal(prefill_attention(q, k, v), expected)
 
 

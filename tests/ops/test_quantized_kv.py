@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jkv.cache import empty_cache
-from jkv.config import ModelConfig
-from jkv.quantized_kv import Int8KV, by_part, dense, empty, like, quantize
+from jkv.engine.cache import empty_cache
+from jkv.models.config import ModelConfig
+from jkv.ops.buffer import Int8KV, by_part, dense, empty, like, quantize
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

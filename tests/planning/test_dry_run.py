@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-from jkv import dry_run
-from jkv.planning import chips, report
-from jkv.sweep_config import SweepConfig
+from jkv.config.sweep import SweepConfig
+from jkv.planning import chips, dry_run, report
 
 
 def test_what_differs_in_its_task_alone_is_compiled_once(monkeypatch, capsys):

@@ -16,16 +16,17 @@ from jax.sharding import Mesh
 
 from converters.config import from_hf
 from converters.files import read_json
+from jkv.config.plan import PlanConfig
+from jkv.engine.sampling import Greedy
 from jkv.errors import UserError
+from jkv.files.shipped import MODELS
 from jkv.models import Decoder
 from jkv.planning import chips
 from jkv.planning.compile import Target, abstract_parameters
-from jkv.planning.plan_config import PlanConfig, shipped
+from jkv.planning.models import shipped
 from jkv.planning.report import largest_batch
 from jkv.planning.step_bytes import kv_bytes, mean_occupancy, step_bytes
 from jkv.policies import Retention, get_policy
-from jkv.sampling import Greedy
-from jkv.shipped import MODELS
 
 PARAMETERS = {
     "r1-qwen-1.5b": 1_777_088_000,
@@ -37,7 +38,7 @@ PARAMETERS = {
 }
 
 
-def command(*words: str, code: str = "from jkv.plan import main; from jkv.cli import run; run(main)"):
+def command(*words: str, code: str = "from jkv.plan import main; from jkv.terminal.command import run; run(main)"):
     start = ["-m", "jkv.plan"] if code.startswith("from jkv.plan") else ["-c", code]
     return subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, timeout=1800)
 
@@ -94,7 +95,10 @@ def test_what_is_no_topology_is_refused(text, message):
 
 
 def test_without_the_compiler_it_says_how_to_get_it():
-    code = "import sys; sys.modules['libtpu'] = None; from jkv.plan import main; from jkv.cli import run; run(main)"
+    code = (
+        "import sys; sys.modules['libtpu'] = None; from jkv.plan import main; "
+        "from jkv.terminal.command import run; run(main)"
+    )
     done = command("--budget", "64", code=code)
     assert done.returncode == 2
     assert "pip install 'jax[tpu]'" in done.stderr
@@ -118,12 +122,11 @@ def test_what_cannot_be_compiled_is_refused_before(case, monkeypatch):
     for name, value in chips.ENVIRONMENT.items():  # other processes may have loaded libtpu, too
         monkeypatch.setenv(name, value)
     words, message = REFUSED[case]
-    from jkv import flags
-    from jkv.planning.plan_config import HELP
+    from jkv.config import command_line
     from jkv.planning.report import target_of
 
     words = ["--budget", "2500", "--policy", "window", *words]
-    config = flags.parse(PlanConfig, words, prog="plan", description="", help=HELP)
+    config = command_line.parse(PlanConfig, words, prog="plan", description="")
     with pytest.raises(UserError, match=message):
         target_of(config)
 

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jkv.config import ModelConfig
+from jkv.engine.priority import priority, victim
+from jkv.engine.state import EVICTION, request_key, row_keys
 from jkv.errors import UserError
+from jkv.models.config import ModelConfig
+from jkv.ops.select import select
 from jkv.policies import Policy, Random, Retention, Slots, get_policy, policy_names, register
-from jkv.policies.retention import priority, retain_by_ratio, select, victim
-from jkv.state import EVICTION, request_key, row_keys
+from jkv.policies.retention import retain_by_ratio
 
 S = 24
 

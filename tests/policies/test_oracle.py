@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.load import load
+from jkv.models.predictor import random_predictor
 from jkv.policies import (
     GKV,
     H2O,
@@ -34,7 +36,6 @@ from jkv.policies import (
     VaSE,
     Window,
 )
-from jkv.predictor import random_predictor
 from tests.engine import oracle_memory, oracle_scores
 from tests.engine.oracle import NewestFirst, Oracle, Scorer, UniformDraws
 from tests.tiny import FAMILY, QWEN3_G1, complete, prompts

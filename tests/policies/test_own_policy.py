@@ -13,14 +13,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.errors import UserError
 from jkv.load import load
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
+from jkv.models.predictor import random_predictor, save_predictor
 from jkv.policies import Policy, Retention, get_policy
 from jkv.policies.options import run_policy_file
-from jkv.predictor import random_predictor, save_predictor
 from tests.command.conftest import read_jsonl
 from tests.policies.zoo import gates, query_statistics
 from tests.tiny import complete, prompts

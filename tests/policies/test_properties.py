@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import jkv.chunked_prefill
-import jkv.prefill
-import jkv.step
+import jkv.engine.chunked_prefill
+import jkv.engine.prefill
+import jkv.engine.step
 from jkv import policies
-from jkv.config import ModelConfig, YarnScaling
-from jkv.engine import Completion, Engine, Eviction, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion, Eviction, Request
+from jkv.engine.state import DecodeState, empty_state, request_key
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig, YarnScaling
 from jkv.policies import Needs, Policy, Retention
 from jkv.policies.retention import Granularity
-from jkv.state import DecodeState, empty_state, request_key
 from tests.compilation import optimised
 from tests.policies.zoo import EVICTING, ZOO
 from tests.tiny import prompts
@@ -86,14 +87,14 @@ def compiled(case: Case, batch_size: int, as_users_do: bool = False) -> Engine:
         model(), policy=entry.policy, rule=case.rule, batch_size=batch_size, sampler=Draw(), eos_ids=(), seed=SEED,
         steps_per_call=8, parameters=entry.parameters(CONFIG),
     )  # fmt: skip
-    attend = jkv.step.decode_attention
+    attend = jkv.engine.step.decode_attention
 
     def counted(*arguments, weights: bool, **options):
         passes.extend([1] * weights)
         return attend(*arguments, weights=weights, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jkv.step, "decode_attention", counted)
+        patch.setattr(jkv.engine.step, "decode_attention", counted)
         with optimised(as_users_do):
             engine.compile()
     ATTENTION_PASSES[case, batch_size, as_users_do] = len(passes)
@@ -103,7 +104,7 @@ def compiled(case: Case, batch_size: int, as_users_do: bool = False) -> Engine:
 def fresh(case: Case, batch_size: int = 3, *, as_users_do: bool = False) -> Engine:
     """The case's engine, its state as if it had just been made."""
     engine = compiled(case, batch_size, *[True] * as_users_do)
-    engine.state = empty_state(engine.program, batch_size, engine.dtype)
+    engine.state = empty_state(engine.setup, batch_size, engine.dtype)
     return engine
 
 
@@ -416,15 +417,15 @@ def test_a_policy_is_shown_what_it_asked_for_and_no_more(asked):
     shown = lambda: {
         f"{kind}.{name}" for kind, x in given.items() for name in optional[kind] if getattr(x, name) is not None
     }  # fmt: skip
-    decode = functools.partial(jkv.step.decode, engine.program, steps=2)
+    decode = functools.partial(jkv.engine.step.decode, engine.setup, steps=2)
     jax.eval_shape(decode, *books, (), flag, flag)
     assert shown() == FIELDS[asked][1]
-    read = functools.partial(jkv.chunked_prefill.chunked_prefill, engine.program)
+    read = functools.partial(jkv.engine.chunked_prefill.chunked_prefill, engine.setup)
     jax.eval_shape(read, *books, (), scalar, prompt, scalar, scalar, scalar, key, flag)
     assert shown() == FIELDS[asked][1]
     if asked != "attention":  # such prompts are always read in pieces
         given.clear()
-        read = functools.partial(jkv.prefill.prefill, engine.program)
+        read = functools.partial(jkv.engine.prefill.prefill, engine.setup)
         jax.eval_shape(read, *books, (), scalar, prompt, scalar, scalar, key)
         assert shown() == {name for name in FIELDS[asked][1] if name.startswith("new.")}
 

@@ -6,9 +6,10 @@ import re
 import numpy as np
 from flax import nnx
 
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.policies import Retention, get_policy
 from tests.tiny import prompts
 

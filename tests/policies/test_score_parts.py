@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import jkv.ops.key_similarity.xla
-from jkv.config import ModelConfig
+from jkv.config.decode import DecodeConfig
+from jkv.engine.state import EVICTION, request_key, row_keys
+from jkv.models.config import ModelConfig
+from jkv.models.predictor import importance
 from jkv.policies import GKV, H2O, Retention, Slots, VaSE, observed
 from jkv.policies.redundancy import redundancy
 from jkv.policies.trimkv import retention_gate
 from jkv.policies.vase import _highest
-from jkv.predictor import importance
-from jkv.run_config import DecodeConfig
-from jkv.state import EVICTION, request_key, row_keys
 from tests.policies.zoo import gates, predictor
 
 SIZES = [1, 11]  # every new size is compiled anew

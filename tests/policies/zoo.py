@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jkv.config import ModelConfig
+from jkv.models.config import ModelConfig
+from jkv.models.predictor import random_predictor
 from jkv.policies import (
     GKV,
     H2O,
@@ -32,7 +33,6 @@ from jkv.policies import (
     VaSE,
     Window,
 )
-from jkv.predictor import random_predictor
 
 SEPARATORS = tuple(range(5, 97, 6))
 THINK_END = 50

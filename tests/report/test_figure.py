@@ -39,7 +39,7 @@ def drawn(monkeypatch):
     """The figures that would be saved."""
     figures: list[Figure] = []
     for module in ("figure", "policies_figure"):
-        monkeypatch.setattr(f"jkv.report.{module}.save", lambda f, path: figures.append(f))
+        monkeypatch.setattr(f"jkv.report.{module}.save_figure", lambda f, path: figures.append(f))
     return figures
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jkv.grader import Grader
+from jkv.grading import Grader
 from tests.command.conftest import run
 
 __all__ = ["run"]

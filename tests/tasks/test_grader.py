@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from jkv.grader import Grader, Verdict
+from jkv.grading import Grader, Verdict
 from tests.tasks.hostile import hostile_answers
 
 TOWER = "10^{10^{10}}"
@@ -111,7 +111,7 @@ def test_no_orphan_outlives_its_limit(stop):
     """The worker computes, in C code that hears no signal handler, when its parent is killed or hears Ctrl-C."""
     script = textwrap.dedent(f"""
         import sys
-        from jkv.grader import Grader
+        from jkv.grading import Grader
         with Grader(limit=2) as grader:
             grader.grade("1", "2")
             print(grader.pid, flush=True)
@@ -145,7 +145,7 @@ def test_what_the_caller_says_can_be_any_string(grader):
 def test_the_worker_gives_up_compiling_writing_and_starting_processes(tmp_path):
     script = textwrap.dedent(f"""
         import os, socket, subprocess
-        from jkv.grader.worker import forbid_execution
+        from jkv.grading.worker import forbid_execution
         forbid_execution()
         attempts = [
             lambda: eval("1"), lambda: exec("1"), lambda: compile("1", "<string>", "eval"),

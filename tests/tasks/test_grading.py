@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jkv.tasks.grading import extract_answer, extract_letter, is_correct, opens_thought
+from jkv.grading.answers import extract_answer, extract_letter, is_correct, opens_thought
 
 FOUND = {
     "box": (r"<think>no</think> so \boxed{42}.", "42"),

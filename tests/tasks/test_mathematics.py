@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jkv.grader.notation import is_text, listing, tidy, unfenced, words
+from jkv.grading.notation import is_text, listing, tidy, unfenced, words
 
 TABLE = pathlib.Path(__file__).parent / "answer_pairs.tsv"
 

@@ -10,9 +10,9 @@ import types
 
 import pytest
 
-from jkv.grader import Verdict
-from jkv.tasks.grading import extract_answer
-from jkv.tasks.marking import Marking
+from jkv.grading import Verdict
+from jkv.grading.answers import extract_answer
+from jkv.grading.queue import Marking
 from jkv.tasks.problem import Problem
 from tests.chatty import save_tokenizer
 from tests.command.conftest import read_jsonl

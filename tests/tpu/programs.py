@@ -33,9 +33,9 @@ CROSS_PRODUCT = [
 
 def describe(layers: int, model: str, topology: str, mesh: str, policy: str, budget: str) -> dict[str, Any]:
     """Compile one decode program; bytes are a chip's."""
+    from jkv.config.plan import PlanConfig
     from jkv.planning import hlo
     from jkv.planning.compile import compile_decode
-    from jkv.planning.plan_config import PlanConfig
     from jkv.planning.report import target_of
     from jkv.planning.step_bytes import kv_bytes
 

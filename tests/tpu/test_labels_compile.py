@@ -16,8 +16,8 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jkv.config import Llama3Scaling, ModelConfig
-from jkv.importance.labels import label, padded_length
+from jkv.models.config import Llama3Scaling, ModelConfig
+from jkv.predictor_training.labels import label, padded_length
 from jkv.models import Decoder
 
 c = ModelConfig(

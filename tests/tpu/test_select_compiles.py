@@ -16,15 +16,15 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jkv.config import ModelConfig
-from jkv.eviction import evict
+from jkv.models.config import ModelConfig
+from jkv.engine.eviction import evict
 from jkv.models import Decoder
 from jkv.ops.key_similarity import key_similarity
 from jkv.ops.select import select
 from jkv.policies import RKV, Retention
-from jkv.sampling import Greedy
-from jkv.sharding import spec
-from jkv.state import Program, empty_state
+from jkv.engine.sampling import Greedy
+from jkv.ops.sharding import partition_spec
+from jkv.engine.state import DecodeSetup, empty_state
 
 topology, dtype, S = sys.argv[1], jnp.dtype(sys.argv[2]), 5000
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -35,7 +35,7 @@ def compiled(mesh, function, *arguments, **options):
         return jax.jit(function, **options).lower(*arguments).compile()
 
 def array(mesh, letters, shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec(letters)))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition_spec(letters)))
 
 def squares(text):
     return len(re.findall(r"\\[(?:\\d+,)*5000,(?:\\d+,)*5000[,\\]]", text))
@@ -71,7 +71,7 @@ print(json.dumps(found))
 EVICTION = """
 c = ModelConfig("llama", 32000, 4096, 14336, 1, 32, 8, 128, 5e5)
 graph, _ = nnx.split(nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0), dtype=dtype)))
-program = Program(graph, c, RKV(), Retention(S, 4872, 8, 0, False, "head"), Greedy(), (0,), "auto")
+setup = DecodeSetup(graph, c, RKV(), Retention(S, 4872, 8, 0, False, "head"), Greedy(), (0,), "auto")
 place = NamedSharding(one, PartitionSpec())
 abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 state = abstract(jax.eval_shape(lambda: empty_state(program, 2, dtype)))

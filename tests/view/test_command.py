@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import jkv
-from jkv import cli
 from jkv.errors import UserError
 from jkv.report.view import page, picture
 from jkv.report.view.history import read_history
+from jkv.terminal import command as cli
 from tests.view.runs import edit, write_run
 
 HOSTILE = (

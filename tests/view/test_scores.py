@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jkv.config import ModelConfig
-from jkv.engine import Engine, Request
+from jkv.engine.engine import Engine
+from jkv.engine.events import Request
 from jkv.models import Decoder
+from jkv.models.config import ModelConfig
 from jkv.policies import Retention
 from jkv.policies.options import make_policy
-from jkv.recording import plain_scores
+from jkv.run.record import plain_scores
 from tests.tiny import complete, prompts
 
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True, eos_ids=(2,))

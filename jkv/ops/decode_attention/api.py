@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jkv.ops import dispatch
+from jkv.ops.buffer import Buffer
 from jkv.ops.decode_attention import pallas_gpu, pallas_tpu, reference, xla
 from jkv.ops.decode_attention.unfused import unfused
-from jkv.quantized_kv import Buffer
 
 _TABLE = {
     "xla": unfused(xla.decode_attention, xla.attention_weights, "xla"),
@@ -51,7 +51,7 @@ def decode_attention(
       q: queries, [B, N, H].
       k_new, v_new: one token a row, [B, K, H]; cast to the buffers' dtype, or quantised: it is attended to as it is
         stored.
-      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.quantized_kv.Int8KV`), multiplied by their scales as they
+      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.ops.buffer.Int8KV`), multiplied by their scales as they
         are read.
       slot: where the new token goes, int32 [B] (every KV head alike) or [B, K]: one of the row's first `length` slots.
         Any other number writes nothing.

@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from jkv.ops.buffer import Buffer, Int8KV
 from jkv.ops.insert import xla as insert_xla
-from jkv.quantized_kv import Buffer, Int8KV
 
 BLOCK = 64  # slots
 STAGES = 2  # blocks of keys and of values on their way or in use; two thread blocks fit one multiprocessor

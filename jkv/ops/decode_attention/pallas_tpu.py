@@ -18,9 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
+from jkv.ops.buffer import Buffer, Int8KV, like
+from jkv.ops.sharding import per_shard
 from jkv.ops.tpu import cut_to, in_hbm, kernel_buffer, parts_of, two_parts
-from jkv.quantized_kv import Buffer, Int8KV, like
-from jkv.sharding import per_shard
 
 BLOCK_BYTES = 256 * 1024  # of keys fetched at a time: well above a grid step's fixed cost, well below a row
 MAX_BLOCK = 1024  # slots: a row reads half a block too much on average

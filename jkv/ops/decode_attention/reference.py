@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jkv.quantized_kv import Buffer, Int8KV
+from jkv.ops.buffer import Buffer, Int8KV
 
 
 def decode_attention(

@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from jkv.ops.buffer import Buffer, Int8KV, by_part, dense
 from jkv.ops.decode_attention import xla_dense
 from jkv.ops.rows import row_sum
-from jkv.quantized_kv import Buffer, Int8KV, by_part, dense
 
 WHOLE = 512  # slots
 BLOCK = 256  # slots

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int8, Int32
 
-from jkv.quantized_kv import Buffer, Int8KV
+from jkv.ops.buffer import Buffer, Int8KV
 
 
 def attend(

@@ -3,8 +3,8 @@
 from jaxtyping import Array, Bool, Int32
 
 from jkv.ops import dispatch
+from jkv.ops.buffer import Buffer
 from jkv.ops.evict import pallas_tpu, reference, xla
-from jkv.quantized_kv import Buffer
 
 _TABLE = {
     "xla": xla.compact,
@@ -27,7 +27,7 @@ def compact(
     In place when the buffers are donated or loop-carried: the largest temporary is one row's R kept slots.
 
     Args:
-      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.quantized_kv.Int8KV`), whose scales move along.
+      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.ops.buffer.Int8KV`), whose scales move along.
       source: the kept slots, int32 [B, R] (every KV head alike) or [B, K, R]; ascending along R, within 0..S-1, R <= S.
         Entries of rows that do not evict are ignored.
       rows: which rows evict, bool [B].

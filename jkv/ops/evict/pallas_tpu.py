@@ -14,9 +14,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Int32
 
+from jkv.ops.buffer import Buffer, Int8KV
+from jkv.ops.sharding import per_shard
 from jkv.ops.tpu import cut_to, in_hbm, kernel_buffer, parts_of, two_parts
-from jkv.quantized_kv import Buffer, Int8KV
-from jkv.sharding import per_shard
 
 TILE = 128  # slots read and written at a time
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int32
 
-from jkv.quantized_kv import Buffer, by_part
+from jkv.ops.buffer import Buffer, by_part
 
 
 def compact(

@@ -3,8 +3,8 @@
 from jaxtyping import Array, Float, Int32
 
 from jkv.ops import dispatch
+from jkv.ops.buffer import Buffer
 from jkv.ops.insert import reference, xla
-from jkv.quantized_kv import Buffer
 
 _TABLE = {"xla": xla.insert, "reference": reference.insert, "pallas": dispatch.pallas("insert")}
 
@@ -23,7 +23,7 @@ def insert(
     A row (or head) whose slot is outside 0..S-1 is left as it is, so S marks a row that has nothing to write.
 
     Args:
-      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.quantized_kv.Int8KV`).
+      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.ops.buffer.Int8KV`).
       k_new, v_new: one token per row, [B, K, H]; cast to the buffers' dtype, or quantised.
       slot: int32, [B] (every KV head alike) or [B, K].
       implementation: 'auto', 'xla', 'reference' or 'pallas'.

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jkv.quantized_kv import Buffer, Int8KV
+from jkv.ops.buffer import Buffer, Int8KV
 
 
 def insert(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from jkv.quantized_kv import Buffer, by_part, like
+from jkv.ops.buffer import Buffer, by_part, like
 
 
 def insert(

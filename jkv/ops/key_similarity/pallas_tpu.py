@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
-from jkv import sharding
+from jkv.ops import sharding
 
 BLOCK = 512  # keys
 _LANES = 128

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Float
 
-from jkv.sharding import per_shard
+from jkv.ops.sharding import per_shard
 
 LANES = 128
 BLOCK = 512  # tokens

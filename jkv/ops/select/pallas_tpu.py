@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float32, Int32
 
-from jkv import sharding
+from jkv.ops import sharding
 from jkv.ops.select.bits import in_order
 
 _ROWS = 8  # sublanes

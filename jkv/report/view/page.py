@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jkv.report.view.history import History
-from jkv.text import visible
+from jkv.terminal.text import visible
 
 # Scores in one page at most (4 bytes each): beyond it, those of every k-th eviction.
 MOST_SCORES = 1_500_000

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from jkv.report.picture_files import save_figure
 from jkv.report.view import fate
 from jkv.report.view.fate import Moment
 from jkv.report.view.history import History
 from jkv.report.view.page import asset, detail, label
-from jkv.text import visible
+from jkv.terminal.text import visible
 
 # Beyond this the tokens are squares.
 _WRITTEN_OUT = 700
@@ -60,8 +61,7 @@ def draw_view(path: pathlib.Path, histories: Sequence[History], *, eviction: int
         _lifetimes(axes(left, _HEAD, wide, high * 0.6), history, now, until)
         _occupancy(axes(left, _HEAD + high * 0.68, wide, high * 0.32), history, now, until)
     _legend(figure, histories)
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-    figure.savefig(path, dpi=200, metadata=metadata)
+    save_figure(figure, path, [path.suffix.removeprefix(".")])
 
 
 @functools.cache

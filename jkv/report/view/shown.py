@@ -5,6 +5,7 @@ import html
 import pathlib
 
 from jkv.errors import UserError
+from jkv.files.whole import write_text
 from jkv.report.view.history import History
 from jkv.report.view.page import render_page
 
@@ -47,7 +48,7 @@ class View:
         kind = path.suffix.lower()
         if kind in (".html", ".htm"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.html, encoding="utf-8")
+            write_text(path, self.html)
         elif kind in PICTURES:
             from jkv.report.view.picture import draw_view
 

@@ -1,0 +1,1 @@
+"""The configuration of each command: a frozen dataclass whose fields are its flags and its YAML keys."""

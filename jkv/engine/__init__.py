@@ -1,0 +1,1 @@
+"""Prompts in, tokens out, on the device, within the KV budget."""

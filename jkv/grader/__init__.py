@@ -1,5 +1,0 @@
-"""Mathematical answers, compared in a process of their own: time and memory are limited, nothing is executed."""
-
-from jkv.grader.client import Grader, Verdict
-
-__all__ = ["Grader", "Verdict"]

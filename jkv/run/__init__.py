@@ -1,0 +1,1 @@
+"""One run or one sweep, from its configuration to its files."""

@@ -1,0 +1,106 @@
+"""The memory probe, end to end: read each probe within the budget, draw one token, count, write table and picture."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from jkv.config.sweep import policy_entry
+from jkv.demo.probe import Probe, probes
+from jkv.engine.engine import Engine
+from jkv.engine.events import Completion, Request
+from jkv.errors import UserError
+from jkv.load import Loaded, load
+from jkv.policies import Context, Full, Policy, Retention
+from jkv.policies.options import make_policy, run_policy_file
+from jkv.report.recall import Recall, write_recall
+from jkv.terminal.screen import Screen, busy
+
+
+def run_probe(config: Any) -> list[Recall]:
+    """Run a ProbeConfig; returns and writes each policy's recall. Raises UserError for what a user can mend."""
+    for file in config.register or ():
+        run_policy_file(file)
+    with busy(f"loading {config.model}", quiet=False):
+        loaded = load(config.model, "float32")
+    asked = probes(config.probes, seed=config.seed)
+    tokens = [_encode(loaded, probe) for probe in asked]
+    contestants: list[tuple[str, Policy, Retention, Any]] = [("full", Full(), Retention(600, 600), ())]
+    for entry in config.policies:
+        label, policy, rule = _contestant(config, entry)
+        bound, parameters = policy.bind(Context(loaded.config, loaded.tokenizer, loaded.path))
+        for ids in tokens:
+            rule.check_prompt(len(ids), f"--policies {label}")
+        contestants.append((label, bound, rule, parameters))
+
+    between = np.array([evictions_between(p.fact, p.length, config.budget, config.retain) for p in asked])
+    results = []
+    out = pathlib.Path(config.out).expanduser()
+    with Progress(console=Screen(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(contestants) * len(asked))
+        for label, policy, rule, parameters in contestants:
+            bar.update(task, description=label)
+            right = np.zeros(len(asked), bool)
+            engine = Engine(
+                loaded.model, policy=policy, rule=rule, batch_size=1, eos_ids=(), seed=config.seed,
+                parameters=parameters,
+            )  # fmt: skip
+            for index, done in _read(engine, asked, tokens):
+                if policy.evicts and done.evictions != evictions_between(-1, asked[index].length, *_words(rule)):
+                    raise RuntimeError(f"{label}: {done.evictions} evictions, another number was expected")
+                right[index] = loaded.tokenizer.decode(done.token_ids).strip() == asked[index].value
+                bar.advance(task)
+            results.append(Recall(label, between, right))
+            write_recall(out, results, config)
+    return results
+
+
+def evictions_between(fact: int, length: int, budget: int, retain: int) -> int:
+    """Evictions after the token at position ``fact`` went in, while ``length`` tokens are read: the row is full before
+    token ``budget``, and then every ``budget - retain``."""
+    first = budget if fact < budget else budget + -(-(fact + 1 - budget) // (budget - retain)) * (budget - retain)
+    return 0 if first >= length else 1 + (length - 1 - first) // (budget - retain)
+
+
+def _words(rule: Retention) -> tuple[int, int]:
+    return rule.budget, rule.retain
+
+
+def _encode(loaded: Loaded, probe: Probe) -> tuple[int, ...]:
+    if loaded.tokenizer is None or "<think>" not in loaded.tokenizer.get_vocab():
+        mend = "use demo-llama or demo-qwen"
+        raise UserError("the probe is written in the demo models' words, which this model doesn't know", mend=mend)
+    ids = tuple(loaded.tokenizer.encode(probe.text, add_special_tokens=False))
+    assert len(ids) == probe.length
+    return ids
+
+
+def _contestant(config: Any, entry: Any) -> tuple[str, Policy, Retention]:
+    label, own = policy_entry(entry)
+    policy = make_policy(own["policy"], own.get("options") or {})
+    if not policy.evicts:
+        raise UserError("evicts nothing; the full cache is there anyway", where=f"policies: {label}")
+    window = own.get("window", config.window)
+    sinks = own.get("sinks", config.sinks)
+    rule = Retention(
+        budget=config.budget,
+        retain=config.retain,
+        window=policy.default_window(config.budget, retain=config.retain, ratio=None) if window is None else window,
+        sinks=policy.sinks if sinks is None else sinks,
+        pin_prompt=own.get("pin_prompt", config.pin_prompt),
+        granularity=own.get("granularity", config.granularity),
+        long_prompts=True,
+    )
+    if rule.retain == rule.budget:
+        raise UserError("leaves nothing to evict", where="--retain", mend=f"give at most {rule.budget - 1}")
+    return label, policy, rule
+
+
+def _read(engine: Engine, asked: list[Probe], tokens: list[tuple[int, ...]]) -> Iterator[tuple[int, Completion]]:
+    """Each probe's one-token completion, as it comes, with its index."""
+    place = {probe.id: index for index, probe in enumerate(asked)}
+    for event in engine.run([Request(p.id, ids, 1) for p, ids in zip(asked, tokens, strict=True)]):
+        if isinstance(event, Completion):
+            yield place[event.request.id], event

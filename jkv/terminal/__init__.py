@@ -1,0 +1,1 @@
+"""How a command talks: flags, screen, signals, and what a failure looks like."""
