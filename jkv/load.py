@@ -64,11 +64,16 @@ def load(name: str | Path, dtype: Any = None, shard: Any = None, weights: str | 
     return Loaded(model, model.config, load_tokenizer(path, model.config.vocab_size), str(name), path)
 
 
-def known_config(name: str) -> ModelConfig | None:
-    """A model's config, where it can be read without a network; else None. Raises UserError if ``locate`` would."""
+def model_config(name: str) -> ModelConfig:
+    """A model's config, fetched from the hub if that is where it is. Raises UserError if ``locate`` would."""
     from converters.config import read_config
 
-    return None if is_on_hub(name) else read_config(locate(name))
+    return read_config(locate(name))
+
+
+def known_config(name: str) -> ModelConfig | None:
+    """A model's config, where it can be read without a network; else None. Raises UserError if ``locate`` would."""
+    return None if is_on_hub(name) else model_config(name)
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Any:

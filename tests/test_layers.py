@@ -1,6 +1,6 @@
 """The rooms of pyproject.toml: each imports only from those below it, none in a circle.
 
-The contract is import-linter's: ``lint-imports`` says the same on the command line, and names the import that breaks it.
+The contract is import-linter's: ``lint-imports`` checks it too, and names the import that breaks it.
 """
 
 import pathlib

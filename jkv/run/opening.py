@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from converters.config import read_config
 from jkv.config.decode import DecodeConfig
 from jkv.distributed.choose_mesh import AUTO, mesh_text, settle_mesh, spread_over
 from jkv.distributed.hosts import Hosts, here, rows_per_replica
@@ -18,8 +17,7 @@ from jkv.distributed.weights import place_weights
 from jkv.engine.engine import Engine
 from jkv.engine.events import Request
 from jkv.engine.sampling import make_sampler
-from jkv.files.locate import locate
-from jkv.load import Loaded, default_dtype, known_config, load
+from jkv.load import Loaded, default_dtype, known_config, load, model_config
 from jkv.models.config import ModelConfig
 from jkv.policies import Context, Policy, Retention
 from jkv.run.engines import Engines, engine_key
@@ -157,7 +155,7 @@ def run_mesh(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | N
     """
     if config.mesh is None:
         return None
-    model = model or read_config(locate(config.model))
+    model = model or model_config(config.model)
     hosts = here()
     mesh = settle_mesh(
         config.mesh, model, rows=config.batch_size, slots=config.budget or config.new_tokens,
