@@ -1,4 +1,8 @@
-"""``python -m converters SRC DST`` and back with ``--to-hf``."""
+"""Convert a Hugging Face checkpoint (Llama, Qwen2 or Qwen3) to a directory that jkv loads without rearranging, or back.
+
+If the checkpoint has DynTS's importance predictor (is_head.0|2|4.weight), with or without a model, that becomes
+predictor.safetensors.
+"""
 
 import contextlib
 import os
@@ -10,6 +14,7 @@ from pathlib import Path
 from jkv.errors import UserError
 from jkv.terminal.command import run
 
+# Files that are copied as they are, in both directions.
 SIDE_FILES = (
     "generation_config.json",
     "tokenizer.json",
@@ -21,7 +26,7 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    # What policies of jkv read beside the weights.
+    # These are read by policies of jkv.
     "predictor.safetensors",
     "predictor.json",
     "query_statistics.safetensors",
@@ -29,25 +34,38 @@ SIDE_FILES = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and convert. Raises UserError."""
+    """Parse the command line and convert.
+
+    Raises:
+        UserError: an unknown flag, or something that `convert` finds wrong.
+    """
     from jkv.terminal.flags import Parser
 
-    parser = Parser(prog="python -m converters", description=convert.__doc__, allow_abbrev=False)
-    parser.add_argument("source", help="Hugging Face directory or hub id; with --to-hf, converted one")
+    parser = Parser(prog="python -m converters", description=__doc__, allow_abbrev=False)
+    parser.add_argument("source", help="a Hugging Face directory or hub id; with --to-hf a converted directory")
     parser.add_argument("destination", help="a directory that is empty or isn't there yet")
-    parser.add_argument("--to-hf", action="store_true", help="convert back, for transformers")
+    parser.add_argument("--to-hf", action="store_true", help="convert back to a Hugging Face directory")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the written weights (default: the source's)"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="dtype of written weights (default: the source's)",
     )
     args = parser.parse_args(argv)
     convert(args.source, Path(args.destination), to_hf=args.to_hf, dtype=args.dtype)
 
 
 def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str | None = None) -> None:
-    """Convert a Hugging Face checkpoint to a directory that jkv loads without rearranging, or back.
+    """Convert a Hugging Face checkpoint to a converted directory, or back.
 
-    An importance predictor in it (DynTS: is_head.0|2|4.weight) becomes predictor.safetensors, whether or not a model is
-    there, too.
+    Args:
+        source: a Hugging Face directory or hub id; with ``to_hf`` a converted directory.
+        destination: a directory that is empty or isn't there yet. It appears only when all of it is written.
+        to_hf: whether to convert back.
+        dtype: of the written weights: float32, bfloat16 or float16; None for the source's.
+
+    Raises:
+        UserError: the source can't be read or is no model that jkv supports, it is to be converted in the wrong
+            direction, or the destination isn't empty.
     """
     from converters.hf import read_hf, read_predictor, write_hf
     from converters.orbax_io import is_converted, read_converted, write_converted
@@ -75,7 +93,10 @@ def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str |
 
 @contextlib.contextmanager
 def _new_directory(destination: Path) -> Iterator[Path]:
-    # Made beside the destination and renamed when complete, so that a crash leaves no half a model under its name.
+    """A directory to write into, which becomes ``destination`` when the block ends well and is removed if it doesn't.
+
+    It is made beside the destination, so that it can be renamed, and a crash leaves no half-written model there.
+    """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise UserError("exists and isn't an empty directory", where=str(destination), mend="give another DST")
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Hugging Face ``config.json`` <-> ``ModelConfig``. What jkv doesn't support is refused by name.
+"""Hugging Face ``config.json`` <-> ``ModelConfig``.
 
-Defaults of absent fields are those of the transformers classes (LlamaConfig, Qwen2Config, Qwen3Config; 5.x).
+A field that asks for something that jkv doesn't support is an error that names it. Fields that are absent have the
+defaults of the classes of transformers 5 (LlamaConfig, Qwen2Config, Qwen3Config).
 """
 
 from pathlib import Path
@@ -23,9 +24,12 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The config of a Hugging Face directory; ``generation_config.json`` has the last word on end-of-sequence ids.
+    """The config of a model's directory, Hugging Face or converted.
 
-    Raises UserError for what is missing, malformed or not supported.
+    End-of-sequence ids of ``generation_config.json``, if it has some, replace those of ``config.json``.
+
+    Raises:
+        UserError: something is missing, malformed or not supported.
     """
     if not directory.is_dir():
         raise UserError("no such directory", where=str(directory))
@@ -42,7 +46,16 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def write_config(config: ModelConfig, directory: Path, dtype: str) -> None:
-    """Write ``config.json`` for transformers."""
+    """Write ``config.json`` for transformers.
+
+    Args:
+        config: the model's.
+        directory: where to.
+        dtype: of its weights.
+
+    Raises:
+        UserError: transformers has no form for this config.
+    """
     write_json(directory / CONFIG, {**to_hf(config), "dtype": dtype})
 
 
@@ -53,14 +66,24 @@ def from_hf(
     where: str = CONFIG,
     generation_where: str = GENERATION,
 ) -> ModelConfig:
-    """The ModelConfig that a config.json's content describes. ``where`` names the file in error messages."""
+    """The ModelConfig that a config.json describes.
+
+    Args:
+        data: the file's content.
+        generation: the content of generation_config.json, if there is one.
+        where: what the first file is called in messages.
+        generation_where: what the second is called.
+
+    Raises:
+        UserError: something is missing, malformed or not supported.
+    """
     fields = Fields(data, where)
     kind = fields.text("model_type")
     architecture: Architecture | None = next((known for known in _CLASSES if known == kind), None)
     if architecture is None:
         mixture = "a mixture of experts isn't supported" if kind.endswith(("moe", "mixtral")) else ""
         raise fields.error("model_type", f"one of {', '.join(_CLASSES)}", mend=mixture)
-    _refuse(fields)
+    _refuse_unsupported(fields)
     llama, qwen2, qwen3 = (architecture == name for name in ("llama", "qwen2", "qwen3"))
     vocab_size, n_heads, d_model = (
         fields.integer(name) for name in ("vocab_size", "num_attention_heads", "hidden_size")
@@ -95,11 +118,12 @@ def from_hf(
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The content of a config.json from which transformers builds the same model; ``from_hf`` inverts it.
+    """The content of a config.json from which transformers builds the same model, and `from_hf` the same config.
 
-    Raises UserError when the architecture's Hugging Face class can't express the config.
+    Raises:
+        UserError: transformers has no form for this config.
     """
-    _expressible(config)
+    _check_expressible(config)
     eos: Any = list(config.eos_ids) if len(config.eos_ids) > 1 else next(iter(config.eos_ids), None)
     data = {
         "architectures": [_CLASSES[config.architecture]],
@@ -128,8 +152,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     return data
 
 
-def _refuse(fields: Fields) -> None:
-    # What would change the model's output and isn't implemented.
+def _refuse_unsupported(fields: Fields) -> None:
+    """Raise UserError for a field that would change the model's output and isn't implemented."""
     if fields.present("quantization_config"):
         raise fields.error("quantization_config", "none: quantized checkpoints aren't supported")
     for name in _EXPERTS:
@@ -145,12 +169,14 @@ def _refuse(fields: Fields) -> None:
 
 
 def _n_kv_heads(fields: Fields, n_heads: int, llama: bool) -> int:
+    """KV heads. null means as many as query heads; so does an absent field for Llama, while for Qwen it means 32."""
     if "num_key_value_heads" in fields.data and not fields.present("num_key_value_heads"):
         return n_heads
     return fields.integer("num_key_value_heads", n_heads if llama else 32)
 
 
 def _head_dim(fields: Fields, n_heads: int, d_model: int, qwen3: bool) -> int:
+    """The head's dimension. If the field is absent, it is 128 for Qwen 3 and D / N for the others."""
     if fields.present("head_dim"):
         return fields.integer("head_dim")
     if qwen3:
@@ -161,6 +187,7 @@ def _head_dim(fields: Fields, n_heads: int, d_model: int, qwen3: bool) -> int:
 
 
 def _bos_id(fields: Fields, vocab_size: int, llama: bool) -> int | None:
+    """The begin-of-sequence id. If the field is absent, it is 1 for Llama, and Qwen has none."""
     if "bos_token_id" not in fields.data:
         return 1 if llama and vocab_size > 1 else None
     ids = fields.ids("bos_token_id", vocab_size)
@@ -170,6 +197,7 @@ def _bos_id(fields: Fields, vocab_size: int, llama: bool) -> int | None:
 
 
 def _eos_ids(fields: Fields, generation: Fields, vocab_size: int, llama: bool) -> tuple[int, ...]:
+    """The end-of-sequence ids. If no file has them, it is 2 for Llama, and Qwen has none."""
     if generation.present("eos_token_id"):
         return generation.ids("eos_token_id", vocab_size)
     if "eos_token_id" not in fields.data:
@@ -177,7 +205,8 @@ def _eos_ids(fields: Fields, generation: Fields, vocab_size: int, llama: bool) -
     return fields.ids("eos_token_id", vocab_size)
 
 
-def _expressible(config: ModelConfig) -> None:
+def _check_expressible(config: ModelConfig) -> None:
+    """Raise UserError for a config that no class of transformers can express."""
     kind = config.architecture
     biases = {
         "llama": config.qkv_bias == config.o_bias,

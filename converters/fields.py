@@ -1,4 +1,4 @@
-"""Typed reading of one JSON object: each value checked, each error names field, value and file."""
+"""Reading the fields of a JSON object: every value is checked, and an error names the field, its value and the file."""
 
 import dataclasses
 import math
@@ -11,14 +11,26 @@ _LARGEST = 2**31 - 1  # sizes and token ids are 32-bit on the device
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """``data`` as read from ``where``; ``prefix`` is put before a field's name in messages ('rope_scaling.')."""
+    """A JSON object whose fields are checked as they are read.
+
+    Attributes:
+        data: the object.
+        where: the file that it comes from, for messages.
+        prefix: put before a field's name in messages, as 'rope_scaling.'.
+    """
 
     data: dict[str, Any]
     where: str
     prefix: str = ""
 
     def error(self, name: str, expected: str, mend: str = "") -> UserError:
-        """'hidden_size is "64", expected an integer', or '... is missing'."""
+        """The error for a field, as 'hidden_size is "64", expected an integer'; or that it is missing.
+
+        Args:
+            name: the field.
+            expected: what its value should have been.
+            mend: what the user can do, if that is more than giving another value.
+        """
         if name not in self.data:
             return UserError(f"{self.prefix}{name} is missing, expected {expected}", where=self.where, mend=mend)
         shown = _short(self.data[name])
@@ -29,35 +41,35 @@ class Fields:
         return self.data.get(name) is not None
 
     def integer(self, name: str, default: int | None = None, least: int = 1, most: int = _LARGEST) -> int:
-        """An integer in [least, most]; ``default`` when the field is absent."""
+        """An integer from ``least`` to ``most``; ``default`` if the field is absent. Raises UserError otherwise."""
         value = self.data.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.error(name, f"an integer from {least} to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive finite number; ``default`` when the field is absent."""
+        """A positive, finite number; ``default`` if the field is absent. Raises UserError otherwise."""
         value = self.data.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or not _finite(value):
             raise self.error(name, "a positive number")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
-        """true or false; ``default`` when the field is absent."""
+        """true or false; ``default`` if the field is absent. Raises UserError otherwise."""
         value = self.data.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, "true or false")
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string; ``default`` when the field is absent."""
+        """A string; ``default`` if the field is absent. Raises UserError otherwise."""
         value = self.data.get(name, default)
         if not isinstance(value, str):
             raise self.error(name, "a string")
         return value
 
     def object(self, name: str) -> "Fields | None":
-        """A nested object, None when the field is absent, null or empty."""
+        """A nested object; None if the field is absent, null or empty. Raises UserError otherwise."""
         value = self.data.get(name)
         if not value and not isinstance(value, bool | int | float | str | list):
             return None
@@ -66,7 +78,10 @@ class Fields:
         return Fields(value, self.where, f"{self.prefix}{name}.")
 
     def ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
-        """Token ids: an integer, a list of integers, or null; each below ``vocab_size``."""
+        """Token ids, without duplicates: the field is an integer, a list of integers, or null or absent for none.
+
+        Raises UserError otherwise, and for an id that isn't below ``vocab_size``.
+        """
         value = self.data.get(name)
         listed = value if isinstance(value, list) else [] if value is None else [value]
         for token in listed:
@@ -76,6 +91,7 @@ class Fields:
 
 
 def _finite(value: int | float) -> bool:
+    """Whether a number is finite as a float: JSON's integers may be too large for that."""
     try:
         return math.isfinite(float(value))
     except OverflowError:
@@ -83,10 +99,11 @@ def _finite(value: int | float) -> bool:
 
 
 def _short(value: Any) -> str:
+    """A value as JSON, cut to 60 characters."""
     import json
 
     try:
         text = json.dumps(value)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python converts to text
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""JSON in and out, for checkpoints."""
+"""The JSON files of checkpoints."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,11 @@ from jkv.files.whole import replacing
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError when it isn't there, isn't JSON, or isn't an object."""
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file isn't there, can't be read, isn't JSON, or holds something else than an object.
+    """
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -24,6 +28,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write ``data`` as indented JSON, whole or not at all, and on the disk when this returns."""
+    """Write indented JSON, whole or not at all. It is on the disk when this returns."""
     with replacing(path, sync=True) as scratch:
         scratch.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

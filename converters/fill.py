@@ -1,4 +1,4 @@
-"""A Decoder out of arrays: every leaf exactly once, and no random weights made on the way."""
+"""Making a Decoder of arrays: every leaf has to come exactly once, and no random weights are made on the way."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,18 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jkv.errors import UserError
 from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.models.quantized import INT8, quantize_weight
 
+# From a leaf's dotted path and shape to the sharding that it should have.
 Shard = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def known_dtype(dtype: Any) -> np.dtype:
-    """A name or scalar type as one of float32, bfloat16, float16; UserError otherwise."""
+def known_dtype(dtype: DTypeLike) -> np.dtype:
+    """A dtype that a checkpoint may have.
+
+    Args:
+        dtype: its name or scalar type.
+
+    Raises:
+        UserError: it is none of float32, bfloat16 and float16.
+    """
     try:
         wanted = jnp.dtype(dtype)
     except TypeError:
@@ -29,22 +38,28 @@ def known_dtype(dtype: Any) -> np.dtype:
 
 
 def leaves(model: Decoder) -> dict[str, Any]:
-    """Dotted path, e.g. 'layers.0.attention.q.kernel', -> array, of every parameter."""
+    """Every parameter of a model by its dotted path, as 'layers.0.attention.q.kernel'."""
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def abstract(config: ModelConfig, dtype: Any) -> Decoder:
-    """The Decoder with a shape and dtype in place of every array: it costs no memory."""
+def abstract(config: ModelConfig, dtype: DTypeLike) -> Decoder:
+    """A Decoder with a shape and a dtype in place of every array. It takes no memory."""
     return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
 def fill(
-    config: ModelConfig, dtype: Any, arrays: Iterable[tuple[str, jax.Array]], weights: str | None = None
+    config: ModelConfig, dtype: DTypeLike, arrays: Iterable[tuple[str, jax.Array]], weights: str | None = None
 ) -> Decoder:
-    """The Decoder of ``config`` whose leaf at each dotted path is the given array. weights: 'int8' quantises each
-    matrix as it comes.
+    """A Decoder made of arrays.
 
-    Raises ValueError when a leaf comes twice, never, with another shape or dtype, or isn't in the model.
+    Args:
+        config: the model's.
+        dtype: of all arrays.
+        arrays: (dotted path, array) of every leaf, in any order.
+        weights: 'int8' to quantise each matrix as it comes.
+
+    Raises:
+        ValueError: a leaf comes twice or never, isn't in the model, or has another shape or dtype.
     """
     graph, state = nnx.split(abstract(config, dtype))
     waiting = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}

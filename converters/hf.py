@@ -1,12 +1,12 @@
-"""Hugging Face checkpoints: ``read_hf`` and ``write_hf``. One tensor is converted at a time."""
+"""Hugging Face checkpoints: reading one into a Decoder, and writing one. A tensor is converted at a time."""
 
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from converters.config import read_config, write_config
 from converters.fill import Shard, fill, known_dtype, leaves
@@ -19,19 +19,25 @@ from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.models.predictor import NAMES as PREDICTOR
 
-_ROWS = 4096  # of an embedding, compared at a time
+_ROWS = 4096  # rows of an embedding that are compared at a time
 
 
 def read_hf(
-    directory: str | Path, dtype: Any = None, shard: Shard | None = None, weights: str | None = None
+    directory: str | Path, dtype: DTypeLike | None = None, shard: Shard | None = None, weights: str | None = None
 ) -> Decoder:
-    """The Decoder that a Hugging Face directory holds (Llama, Qwen2 or Qwen3, safetensors).
+    """Read a Hugging Face directory (Llama, Qwen2 or Qwen3, in safetensors) into a Decoder.
 
-    dtype: of the weights: 'float32', 'bfloat16', 'float16'; None keeps the file's. bfloat16 never goes through float32.
-    shard: the sharding of a leaf by dotted path and shape; by default all are on the default device. Of a tensor only
-    what this process's devices hold is read.  weights: 'int8' quantises each matrix as it is read.
-    Raises UserError for whatever is wrong with the directory: config, tensors missing, unknown or misshapen (all of
-    them in one message), torn files, weights that aren't finite.
+    Args:
+        directory: the directory.
+        dtype: of the Decoder's weights: float32, bfloat16 or float16; None for the file's. Weights that have it already
+            keep their bits.
+        shard: the sharding that a leaf should have, by its dotted path and shape. Of each tensor only what this
+            process's devices hold is read. Without it all leaves are on the default device.
+        weights: 'int8' to quantise each matrix as it is read.
+
+    Raises:
+        UserError: the config isn't supported; tensors are missing, unknown or have another shape (one message has all
+            of them); a file is damaged; a weight is NaN or infinite, or too large for ``dtype``.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -43,6 +49,7 @@ def read_hf(
             _check_tied(stored[EMBEDDING], stored[HEAD])
 
         def arrays() -> Iterator[tuple[str, jax.Array]]:
+            """Each leaf, read when it is asked for."""
             for row in track(table.values(), "reading weights", len(table)):
                 read = functools.partial(_read, stored[row.name], wanted)
                 if shard is None:
@@ -53,17 +60,28 @@ def read_hf(
         return fill(config, wanted, arrays(), weights)
 
 
-def write_hf(model: Decoder, directory: str | Path, dtype: Any = None, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Write ``config.json`` and ``model.safetensors`` that transformers loads; shards and an index above the limit.
+def write_hf(
+    model: Decoder, directory: str | Path, dtype: DTypeLike | None = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write a Decoder as a Hugging Face directory, which transformers loads.
 
-    dtype: of the file; None keeps the model's. A directory that isn't there is made; a checkpoint in it is replaced.
-    Raises UserError when the architecture's Hugging Face class can't express the config.
+    Args:
+        model: the Decoder.
+        directory: made if it isn't there; a checkpoint in it is replaced.
+        dtype: of the files; None for the model's.
+        max_shard_bytes: bytes of weights in a file at most. If there are more, several files and an index are written.
+
+    Raises:
+        UserError: transformers has no form for the model's config.
     """
     config, directory, have = model.config, Path(directory), leaves(model)
     wanted = known_dtype(dtype) if dtype is not None else have["embed"].dtype
 
     def outgoing(row: Row) -> Outgoing:
+        """The tensor of a row, to be made when it is written."""
+
         def make() -> np.ndarray:
+            """Its data."""
             return row.to_file(np.asarray(jax.device_get(have[row.path])), config).astype(wanted)
 
         return Outgoing(row.name, wanted, row.file_shape(config), make)
@@ -74,8 +92,17 @@ def write_hf(model: Decoder, directory: str | Path, dtype: Any = None, max_shard
 
 
 def read_predictor(directory: str | Path) -> dict[str, np.ndarray]:
-    """The importance predictor that DynTS's published checkpoints hold beside the model: is_head.0|2|4.weight, whatever
-    their widths, float32. Empty if there is none. Raises UserError if it isn't whole."""
+    """The importance predictor that DynTS's published checkpoints have beside the model.
+
+    Args:
+        directory: a Hugging Face directory.
+
+    Returns:
+        Its tensors is_head.0|2|4.weight, in float32, whatever their shapes; empty if there is none.
+
+    Raises:
+        UserError: one of them is missing, or holds NaN or infinity.
+    """
     with opened(Path(directory)) as stored:
         found = [name for name in PREDICTOR if name in stored]
         if found and len(found) < len(PREDICTOR):
@@ -89,6 +116,7 @@ def read_predictor(directory: str | Path) -> dict[str, np.ndarray]:
 
 
 def _common_dtype(table: dict[str, Row], stored: dict[str, Stored], directory: Path) -> np.dtype:
+    """The dtype of all weights. Raises UserError if they have several."""
     codes = sorted({stored[name].code for name in table})
     if len(codes) > 1:
         raise UserError(f"the weights mix {' and '.join(codes)}", where=str(directory), mend="ask for one dtype")
@@ -96,7 +124,10 @@ def _common_dtype(table: dict[str, Row], stored: dict[str, Stored], directory: P
 
 
 def _check(config: ModelConfig, table: dict[str, Row], stored: dict[str, Stored], directory: Path) -> None:
-    # A wrong vocabulary size would otherwise show up as two misshapen tensors.
+    """Raise UserError unless the stored tensors are those of the table, with its shapes.
+
+    A wrong vocabulary size has a message of its own, since otherwise it would look like two tensors of a wrong shape.
+    """
     if EMBEDDING in stored and len(stored[EMBEDDING].shape) == 2:
         height = stored[EMBEDDING].shape[0]
         if height != config.vocab_size:
@@ -119,10 +150,12 @@ def _check(config: ModelConfig, table: dict[str, Row], stored: dict[str, Stored]
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor that is not in the table may be in the file."""
     return bool(IGNORED.fullmatch(name)) or name in PREDICTOR or (config.tied_head and name == HEAD)
 
 
 def _check_tied(embedding: Stored, head: Stored) -> None:
+    """Raise UserError unless the head of a tied model equals its embedding."""
     same = head.code == embedding.code and head.shape == embedding.shape
     for start in range(0, head.shape[0] if same else 0, _ROWS):
         rows = slice(start, min(start + _ROWS, head.shape[0])), slice(0, head.shape[1])
@@ -133,6 +166,7 @@ def _check_tied(embedding: Stored, head: Stored) -> None:
 
 
 def _read(tensor: Stored, dtype: np.dtype, box: Sequence[slice] | None = None) -> np.ndarray:
+    """A tensor, or a box of it, in ``dtype``. Raises UserError unless all of it is finite."""
     data = tensor.read(box)
     if not _finite(data):
         raise UserError(f"{tensor.name} holds NaN or infinity", where=str(tensor.file), mend="download it again")
@@ -145,11 +179,15 @@ def _read(tensor: Stored, dtype: np.dtype, box: Sequence[slice] | None = None) -
 
 
 def _bits(data: np.ndarray) -> np.ndarray:
+    """The elements' bits as unsigned integers, flattened."""
     return data.reshape(-1).view(f"uint{8 * data.dtype.itemsize}")
 
 
 def _finite(data: np.ndarray) -> bool:
-    # NaN and infinity have every exponent bit set. On bits, in chunks: fast for bfloat16, and no second copy.
+    """Whether no element is NaN or infinite: these have every bit of the exponent set.
+
+    Comparing bits is fast for bfloat16, too, and doing it in chunks takes no second copy of the data.
+    """
     bits, chunk = _bits(data), 1 << 22
     exponent = bits.dtype.type(_bits(np.array([np.inf], data.dtype))[0])
     return not any(np.any((bits[i : i + chunk] & exponent) == exponent) for i in range(0, bits.size, chunk))

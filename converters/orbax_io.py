@@ -1,10 +1,11 @@
-"""Converted directories: an Orbax checkpoint in the Decoder's layout, loaded without transposing or splitting.
+"""Converted directories: the Decoder's weights in its own layout, so that nothing has to be transposed or split.
 
-    config.json      as for Hugging Face, written from the ModelConfig
-    weights/         Orbax; a flat dictionary, dotted path -> array
-    jkv.json         what makes it a converted directory: format number, dtype, and the CRC-32 of every file in weights/
+    config.json      as in a Hugging Face directory, written from the ModelConfig
+    weights/         an Orbax checkpoint of a dictionary: dotted path -> array
+    jkv.json         marks a converted directory: a format number, the dtype, and the CRC-32 of every file in weights/
 
-The checksums are verified before Orbax sees a file: it meets a damaged one with pages of text from several threads.
+The checksums are compared before Orbax reads a file, because Orbax answers a damaged one with pages of text from
+several threads.
 """
 
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from converters.config import read_config, write_config
 from converters.fields import Fields
@@ -29,17 +31,20 @@ from jkv.models import Decoder
 
 MARKER, WEIGHTS = "jkv.json", "weights"
 _FORMAT = 1
-_CHUNK = 1 << 22  # bytes: what is read at least, where a device holds a part of a tensor
+_CHUNK = 1 << 22  # bytes of a piece of a tensor: a device that holds a part of it reads whole pieces
 _AGAIN = "convert the checkpoint again"
 
 
 def is_converted(directory: Path) -> bool:
-    """Whether ``write_converted`` made this directory."""
+    """Whether a directory was made by `write_converted`."""
     return (directory / MARKER).exists()
 
 
 def write_converted(model: Decoder, directory: str | Path) -> None:
-    """Write ``model`` into an existing directory. ``jkv.json`` comes last: without it the directory isn't converted."""
+    """Write a Decoder into a directory, which has to be there.
+
+    ``jkv.json`` is written last, so that a directory that was left half-written doesn't pass for a converted one.
+    """
     import orbax.checkpoint as ocp
 
     directory, arrays = Path(directory).resolve(), leaves(model)
@@ -52,12 +57,22 @@ def write_converted(model: Decoder, directory: str | Path) -> None:
 
 
 def read_converted(
-    directory: str | Path, dtype: Any = None, shard: Shard | None = None, weights: str | None = None
+    directory: str | Path, dtype: DTypeLike | None = None, shard: Shard | None = None, weights: str | None = None
 ) -> Decoder:
-    """The Decoder of a converted directory. Arguments as for ``read_hf``; of a tensor a process reads the chunks that
-    its devices have a part in. Checksums are shared, too: each process reads its share of the files for them.
+    """Read a converted directory into a Decoder.
 
-    Raises UserError when a file is missing or torn, or the weights aren't those that the config asks for.
+    Of several processes, each reads the pieces of weights that its devices hold a part of, and compares the checksums
+    of its share of the files.
+
+    Args:
+        directory: the directory.
+        dtype: of the Decoder's weights: float32, bfloat16 or float16; None for those of the directory.
+        shard: the sharding that a leaf should have, by its dotted path and shape. Without it all leaves are on this
+            process's first device.
+        weights: 'int8' to quantise each matrix as it is read.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights aren't those that the config asks for.
     """
     import orbax.checkpoint as ocp
 
@@ -71,23 +86,26 @@ def read_converted(
     for path, leaf in leaves(abstract(config, wanted)).items():
         where = shard(path, leaf.shape) if shard else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target[path] = jax.ShapeDtypeStruct(leaf.shape, wanted, sharding=where)
-    # It has many tensors in flight at a time, twice in memory each: so much of them.
+    # Orbax restores several tensors at a time and needs about twice their size: allow it as much as the largest needs.
     most = 1 + (2 * max(math.prod(leaf.shape) * wanted.itemsize for leaf in target.values()) >> 30)
-    # Each of several processes reads for itself, when it comes to it: Orbax would let them wait for each other.
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(me, {me}, f"host{me}")
-    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=most, multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        stored = _guarded(directory, lambda: dict(checkpointer.metadata(directory / WEIGHTS).item_metadata))
+    # Every process reads on its own, at its own time. By default Orbax makes processes wait for each other.
+    process = jax.process_index()
+    on_its_own = ocp.options.MultiprocessingOptions(process, {process}, f"host{process}")
+    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=most, multiprocessing_options=on_its_own)
+    with ocp.Checkpointer(handler, multiprocessing_options=on_its_own) as checkpointer:
+        stored = _quietly(directory, lambda: dict(checkpointer.metadata(directory / WEIGHTS).item_metadata))
         _check_shapes(directory, stored, target)
-        wish = ocp.args.StandardRestore(target)
-        arrays = _guarded(directory, lambda: checkpointer.restore(directory / WEIGHTS, args=wish))
-    # Let go of each as it is filled in: what is quantised then needn't be there twice.
+        wanted_arrays = ocp.args.StandardRestore(target)
+        arrays = _quietly(directory, lambda: checkpointer.restore(directory / WEIGHTS, args=wanted_arrays))
+    # `pop` lets go of each array as it is filled in, so that it is freed once it has been quantised.
     return fill(config, wanted, ((path, arrays.pop(path)) for path in list(arrays)), weights)
 
 
-def _guarded(directory: Path, call: Callable[[], Any]) -> Any:
-    # Orbax and TensorStore report a broken checkpoint with a dozen exception types and pages of text, and log it too.
+def _quietly(directory: Path, call: Callable[[], Any]) -> Any:
+    """What ``call`` returns, with one UserError for all that Orbax and TensorStore raise, and without what they log.
+
+    They report a broken checkpoint by many types of exceptions, with pages of text.
+    """
     logger = logging.getLogger("absl")
     disabled, logger.disabled = logger.disabled, True
     try:
@@ -100,7 +118,11 @@ def _guarded(directory: Path, call: Callable[[], Any]) -> Any:
 
 
 def _checksums(directory: Path, part: int = 0, parts: int = 1) -> dict[str, str]:
-    # Path below ``directory`` -> CRC-32 in hexadecimal. Files are read in parallel: zlib releases the GIL.
+    """The CRC-32 of every file of weights, or of every ``parts``-th from number ``part`` on, by its path.
+
+    Paths are relative to the directory, checksums hexadecimal. zlib releases Python's lock, so files are read in
+    parallel.
+    """
     files = _files(directory)[part::parts]
     with ThreadPoolExecutor() as pool:
         sums = list(track(pool.map(_crc32, files), "checking weights", len(files)))
@@ -108,10 +130,12 @@ def _checksums(directory: Path, part: int = 0, parts: int = 1) -> dict[str, str]
 
 
 def _files(directory: Path) -> list[Path]:
+    """The files of weights, sorted."""
     return sorted(path for path in (directory / WEIGHTS).rglob("*") if path.is_file())
 
 
 def _crc32(path: Path) -> str:
+    """The CRC-32 of a file, hexadecimal."""
     value = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
@@ -120,6 +144,7 @@ def _crc32(path: Path) -> str:
 
 
 def _check_files(directory: Path, marker: Fields) -> None:
+    """Raise UserError if a file that ``jkv.json`` lists is missing or, of this process's share, damaged."""
     expected = marker.object("files")
     if expected is None:
         raise marker.error("files", "an object of checksums")
@@ -132,6 +157,7 @@ def _check_files(directory: Path, marker: Fields) -> None:
 
 
 def _check_shapes(directory: Path, tree: dict[str, Any], target: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Raise UserError unless the stored weights (Orbax's metadata of each) are those of the config."""
     wrong = [f"{path} is missing" for path in target if path not in tree]
     wrong += [f"{path} is unknown" for path in tree if path not in target]
     wrong += [
@@ -146,4 +172,5 @@ def _check_shapes(directory: Path, tree: dict[str, Any], target: dict[str, jax.S
 
 
 def _is_float(dtype: Any) -> bool:
+    """Whether a dtype is one that weights may have."""
     return np.dtype(dtype).name in ("float32", "bfloat16", "float16")

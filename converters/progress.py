@@ -1,4 +1,4 @@
-"""A progress bar for what takes longer than two seconds, on a terminal only."""
+"""A progress bar on stderr for what takes longer than two seconds; none where stderr isn't a terminal."""
 
 import sys
 import time
@@ -6,11 +6,17 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
-_PATIENCE_S = 2.0
+_SHOWN_AFTER_S = 2.0
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yield ``items``; once two seconds have passed, show how far along they are on stderr."""
+    """Yield ``items``, and after two seconds show how many of them are done.
+
+    Args:
+        items: what is worked through.
+        description: what the bar is called.
+        total: how many items there are.
+    """
     if not sys.stderr.isatty():
         yield from items
         return
@@ -20,7 +26,7 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
     begin, progress, task = time.monotonic(), None, None
     try:
         for done, item in enumerate(items):
-            if progress is None and time.monotonic() - begin > _PATIENCE_S:
+            if progress is None and time.monotonic() - begin > _SHOWN_AFTER_S:
                 progress = Progress(console=Console(stderr=True), transient=True)
                 progress.start()
                 task = progress.add_task(description, total=total)

@@ -1,5 +1,7 @@
-"""Part of an array in a file: only the bytes that are wanted are read, and none are mapped (mapped pages that have been
-touched count as the process's memory)."""
+"""Reading a part of an array from a file, without the rest of it.
+
+Files are read and not mapped: pages of a mapped file count as the process's memory once they have been touched.
+"""
 
 import errno
 import os
@@ -7,18 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PAGE = 4096  # bytes: a shorter gap saves nothing, as the system reads whole pages
-BLOCK = 1 << 24  # bytes read at a time where gaps are that short
-_MOST = 1 << 30  # bytes a call
+PAGE = 4096  # bytes: skipping less saves nothing, since the system reads whole pages
+BLOCK = 1 << 24  # bytes that are read at a time where there is less to skip
+_MOST = 1 << 30  # bytes of one call to the system
 
 
 def read_box(
     file: int, offset: int, shape: Sequence[int], dtype: np.dtype, box: Sequence[slice] | None = None
 ) -> np.ndarray:
-    """The part ``box`` (a slice with start and stop an axis; all of it by default) of a C-ordered array.
+    """A part of an array that lies in a file in C order.
 
-    file: descriptor.  offset: bytes before the array.  shape: of one or two axes, or any when ``box`` isn't given.
-    Raises OSError when it can't be read, or ends too early.
+    Args:
+        file: the open file's descriptor.
+        offset: bytes of the file before the array.
+        shape: the array's: one or two axes, or any number of them without a box.
+        dtype: the array's.
+        box: a slice with start and stop for each axis; the whole array if None.
+
+    Raises:
+        OSError: the file can't be read, or ends too early.
     """
     if box is None or all((s.start, s.stop) == (0, n) for s, n in zip(box, shape, strict=True)):
         whole = np.empty(shape, dtype)
@@ -44,10 +53,12 @@ def read_box(
 
 
 def _bytes(array: np.ndarray) -> memoryview:
+    """The memory of a C-ordered array, to write to."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def _fill(file: int, offset: int, into: memoryview) -> None:
+    """Read as many bytes as ``into`` has, from ``offset`` of the file on. Raises OSError if it ends before."""
     while into:
         count = os.preadv(file, [into[:_MOST]], offset)
         if not count:

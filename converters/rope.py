@@ -1,9 +1,9 @@
-"""The rotary part of a Hugging Face config: fields <-> ``RopeScaling``.
+"""The rotary embedding's part of a Hugging Face config: fields <-> base (theta) and ``RopeScaling``.
 
-transformers 5 writes ``rope_parameters``; before, it was ``rope_theta`` and ``rope_scaling`` (with 'type' or
-'rope_type'). Read are both; written is the older form, which every version reads (an older one would take
-``rope_parameters`` for nothing, and rotate by the wrong base without a word).
-Defaults and precedence are those of ``transformers.modeling_rope_utils`` (5.x).
+transformers 5 writes one field ``rope_parameters``. Earlier versions write ``rope_theta`` and ``rope_scaling`` (with
+'type' or 'rope_type'). Both forms are read. The earlier form is written, since every version reads it: an earlier
+version would ignore ``rope_parameters``, and rotate by the default base without a warning. Defaults and precedence are
+those of ``transformers.modeling_rope_utils`` in transformers 5.
 """
 
 import math
@@ -18,7 +18,15 @@ _DEFAULT_THETA = 10000.0
 
 
 def read_rope(top: Fields, max_positions: int) -> tuple[float, RopeScaling]:
-    """(theta, scaling) of a config. Raises UserError for a rope type or a rotary fraction that isn't supported."""
+    """The base and the scaling of a config.
+
+    Args:
+        top: the whole config.
+        max_positions: its max_position_embeddings.
+
+    Raises:
+        UserError: a field is malformed, the type isn't one of `SUPPORTED`, or only a part of each head is rotated.
+    """
     rope = top.object("rope_scaling") or top.object("rope_parameters") or Fields({}, top.where, "rope_scaling.")
     for fields in (top, rope):
         if fields.present("partial_rotary_factor") and fields.number("partial_rotary_factor") != 1:
@@ -41,11 +49,13 @@ def read_rope(top: Fields, max_positions: int) -> tuple[float, RopeScaling]:
 
 
 def _original(top: Fields, rope: Fields, max_positions: int) -> int:
+    """How many positions the model had before its context was extended."""
     name = "original_max_position_embeddings"
     return top.integer(name) if top.present(name) else rope.integer(name, max_positions)
 
 
 def _llama3(rope: Fields, original: int) -> Llama3Scaling:
+    """Llama 3.1's scaling."""
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if high <= low:
         raise rope.error("high_freq_factor", f"more than low_freq_factor ({low:g})")
@@ -53,6 +63,7 @@ def _llama3(rope: Fields, original: int) -> Llama3Scaling:
 
 
 def _yarn(rope: Fields, original: int, max_positions: int) -> YarnScaling:
+    """YaRN. The factor on cos and sin is given, or follows from DeepSeek's two mscale fields, or from the factor."""
     factor = rope.number("factor") if rope.present("factor") else max_positions / original
     fast = rope.number("beta_fast") if rope.data.get("beta_fast") else 32.0
     slow = rope.number("beta_slow") if rope.data.get("beta_slow") else 1.0
@@ -69,12 +80,12 @@ def _yarn(rope: Fields, original: int, max_positions: int) -> YarnScaling:
 
 
 def _mscale(factor: float, weight: float) -> float:
-    # arXiv:2309.00071, equation 22, with DeepSeek's weight on the logarithm.
+    """YaRN's factor on cos and sin (arXiv:2309.00071, equation 22), with DeepSeek's weight on the logarithm."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
-    """The fields ``rope_theta`` and ``rope_scaling`` that say the same."""
+    """The fields ``rope_theta`` and ``rope_scaling``. Raises UserError for a scaling that they can't express."""
     match scaling:
         case None:
             fields = None

@@ -1,4 +1,4 @@
-"""A leaf spread over devices, of which this process reads only what its own devices hold."""
+"""A weight of the Decoder that is spread over devices: this process reads only the parts that its own devices hold."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +13,16 @@ from jkv.models.config import ModelConfig
 def sharded_leaf(
     read: Callable[[Sequence[slice]], np.ndarray], row: Row, config: ModelConfig, sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    """The leaf of ``row``, placed by ``sharding``. read: a box of the tensor as it is in the file.
+    """A leaf of the Decoder, spread over devices.
 
-    What the devices here hold is read at once where it is one box, else piece by piece; besides the devices' shards no
-    more than that is in memory.
+    What this process's devices hold is read at once if it is one box of the tensor, else device by device. Beside the
+    devices' own memory no more than such a box is held at a time.
+
+    Args:
+        read: reads a box (a slice for each axis) of the tensor in the file.
+        row: which leaf it is, and how tensor and leaf correspond.
+        config: the model's.
+        sharding: which device holds which part of the leaf.
     """
     shape = row.leaf_shape(config)
     parts = {
@@ -41,4 +47,5 @@ def sharded_leaf(
 
 
 def _volume(part: Part) -> int:
+    """How many elements a part has."""
     return math.prod(stop - start for start, stop in part.values())

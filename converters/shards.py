@@ -1,4 +1,4 @@
-"""Safetensors files: which ones make up a checkpoint, what they hold, and writing them one tensor at a time."""
+"""The safetensors files of a Hugging Face checkpoint: what they hold, and writing them one tensor at a time."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from converters.files import read_json, write_json
@@ -16,7 +17,9 @@ from converters.ranges import read_box
 from jkv.errors import UserError
 from jkv.files.whole import replacing
 
+# A checkpoint is one file, or several with an index.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# The dtypes that weights may have, by their codes in a file's header.
 DTYPES = {"F32": jnp.dtype("float32"), "F16": jnp.dtype("float16"), "BF16": jnp.dtype("bfloat16")}
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _NUMPY = {**DTYPES, "F64": np.dtype("float64")}
@@ -25,9 +28,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: dtype code as in the header (F32, BF16, ...) and shape, read without its data.
+    """A tensor in a file, whose data hasn't been read.
 
-    descriptor: of the open file.  offset: bytes of the file before the data.
+    Attributes:
+        file: the file.
+        name: the tensor's.
+        code: its dtype, as in the file's header: F32, BF16, ...
+        shape: its shape.
+        descriptor: of the open file.
+        offset: bytes of the file before the data.
     """
 
     file: Path
@@ -38,13 +47,21 @@ class Stored:
     offset: int
 
     def read(self, box: Sequence[slice] | None = None) -> np.ndarray:
-        """The data, or a box of it, in the file's dtype. Raises UserError when the file can't be read."""
+        """The data in the file's dtype.
+
+        Args:
+            box: a slice with start and stop for each axis, to read a part of it.
+
+        Raises:
+            UserError: the file can't be read.
+        """
         with _readable(self.file):
             return read_box(self.descriptor, self.offset, self.shape, _NUMPY[self.code], box)
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
+    """Turns the errors of reading a file into a UserError."""
     try:
         yield
     except FileNotFoundError:
@@ -58,9 +75,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(directory: Path) -> Iterator[dict[str, Stored]]:
-    """Name -> tensor of a checkpoint, one file or sharded; the files stay open within the block.
+    """The tensors of a checkpoint, by name. Its files are open within the block.
 
-    Raises UserError when there are no safetensors, a file is torn or missing, or the index and the files disagree.
+    Raises:
+        UserError: there are no safetensors files, one is damaged or missing, or the index doesn't fit the files.
     """
     with contextlib.ExitStack() as stack:
         if (directory / SINGLE).exists():
@@ -72,8 +90,9 @@ def opened(directory: Path) -> Iterator[dict[str, Stored]]:
 
 
 def _tensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
+    """The tensors of one file, which is open until the stack is closed."""
     with _readable(path):
-        with safe_open(path, framework="np") as checked:  # a header that isn't whole and sound is refused here
+        with safe_open(path, framework="np") as checked:  # checks the header
             views = {name: checked.get_slice(name) for name in checked.keys()}  # noqa: SIM118 (not a mapping)
             kinds = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
         file = stack.enter_context(path.open("rb"))
@@ -87,6 +106,7 @@ def _tensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
 
 
 def _indexed(directory: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
+    """The tensors of the files that an index names."""
     where = str(directory / INDEX)
     weight_map = read_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -105,7 +125,7 @@ def _indexed(directory: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
             if weight_map.get(name) == file:
                 found[name] = tensor
             else:
-                problems.append(f"{name} is in {file}, the index says {weight_map.get(name, 'nothing of it')}")
+                problems.append(f"{name} is in {file}, the index says {weight_map.get(name, 'nothing')}")
     problems += [f"{name} isn't in {file}" for name, file in weight_map.items() if name not in found]
     if problems:
         raise UserError(f"index and files disagree: {elided(problems)}", where=where)
@@ -113,6 +133,7 @@ def _indexed(directory: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
 
 
 def _no_weights(directory: Path) -> UserError:
+    """The error for a directory without safetensors."""
     pickles = sorted(path.name for path in directory.glob("*") if path.suffix in _PICKLES)
     if pickles:
         mend = "only safetensors are read, never pickles: save the model again with safe_serialization=True"
@@ -121,29 +142,43 @@ def _no_weights(directory: Path) -> UserError:
 
 
 def elided(items: list[str], keep: int = 10) -> str:
-    """'a, b, c', or the first ten and how many there are."""
+    """'a, b, c'; of more than ``keep`` items the first, and how many there are."""
     more = f", ... ({len(items)} in all)" if len(items) > keep else ""
     return ", ".join(items[:keep]) + more
 
 
 @dataclasses.dataclass(frozen=True)
 class Outgoing:
-    """A tensor to be written: ``make`` is called when its turn comes, so that only one is in memory at a time."""
+    """A tensor to be written.
+
+    Attributes:
+        name: the tensor's.
+        dtype: its dtype in the file.
+        shape: its shape.
+        make: returns its data. It is called when the tensor is written, so that only one is in memory at a time.
+    """
 
     name: str
-    dtype: Any
+    dtype: DTypeLike
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its data."""
         return int(np.prod(self.shape, dtype=np.int64)) * jnp.dtype(self.dtype).itemsize
 
 
 def write(directory: Path, tensors: list[Outgoing], max_shard_bytes: int) -> None:
-    """Write model.safetensors, or shards of at most ``max_shard_bytes`` (one tensor at least) and their index.
+    """Write a checkpoint: model.safetensors, or several files and an index.
 
-    Each file appears complete or not at all. Weights of an earlier model in the directory are removed after that.
+    Each file appears complete or not at all. Weights of an earlier model in the directory are removed when all of them
+    are there.
+
+    Args:
+        directory: where to.
+        tensors: in the order in which they are written.
+        max_shard_bytes: bytes of data in a file at most, unless it holds a single tensor that is larger.
     """
     shards: list[list[Outgoing]] = [[]]
     room = max_shard_bytes
@@ -168,8 +203,11 @@ def write(directory: Path, tensors: list[Outgoing], max_shard_bytes: int) -> Non
 
 
 def _write_file(path: Path, tensors: list[Outgoing]) -> None:
-    # The format: https://github.com/huggingface/safetensors#format. Header length (8 bytes, little endian), header
-    # (JSON, padded to 8 bytes with spaces), then the data in the order of the header, without gaps.
+    """Write one safetensors file (https://github.com/huggingface/safetensors#format).
+
+    It consists of the header's length (8 bytes, little endian), the header (JSON, padded with spaces to a multiple of
+    8 bytes), and the data in the order of the header, without gaps.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -183,5 +221,5 @@ def _write_file(path: Path, tensors: list[Outgoing]) -> None:
         for tensor in tensors:
             data = np.ascontiguousarray(tensor.make())
             if data.shape != tensor.shape or data.dtype != jnp.dtype(tensor.dtype):
-                raise ValueError(f"{tensor.name} was announced as {tensor.dtype}{tensor.shape}")
+                raise ValueError(f"{tensor.name} is {data.dtype}{data.shape}, expected {tensor.dtype}{tensor.shape}")
             file.write(data.reshape(-1).view(np.uint8).data)

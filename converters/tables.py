@@ -1,8 +1,9 @@
-"""The correspondence of Hugging Face tensors and Decoder leaves, as data.
+"""Which tensor of a Hugging Face file is which leaf (weight) of the Decoder, as tables.
 
-A row reads: this tensor name, with these axes, is that leaf, with those axes. Axes are the letters of ``jkv.axes``;
-letters written together (``NH``) are one flattened axis of the file. Splitting, transposing and joining follow from the
-two strings in both directions, so no row needs code of its own. ``{l}`` stands for the layer number.
+A row of a table has the tensor's name and axes in the file, and the leaf's path and axes in the Decoder. Axes are the
+letters of ``jkv.axes``. Letters that are written together (``NH``) are one axis of the file, into which two are
+flattened. How an array is split, transposed and joined follows from the two strings, in both directions, so no row
+needs code of its own. ``{l}`` stands for the number of the layer.
 """
 
 import dataclasses
@@ -14,13 +15,21 @@ import numpy as np
 
 from jkv.models.config import ModelConfig
 
-# Of each of a leaf's axes, where a part of it starts and stops.
+# A part of a leaf: where it starts and stops on each axis, by letter.
 Part = Mapping[str, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of a checkpoint: its name and axes in the file, its path and axes in the Decoder."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: in the file.
+        path: of the leaf in the Decoder, dotted.
+        file_axes: of the tensor, as 'NH D'.
+        leaf_axes: of the leaf, as 'D N H'.
+        when: whether a model with this config has it.
+    """
 
     name: str
     path: str
@@ -29,45 +38,55 @@ class Row:
     when: Callable[[ModelConfig], bool] = lambda config: True
 
     def file_shape(self, config: ModelConfig) -> tuple[int, ...]:
-        """The shape that the tensor has in a Hugging Face file."""
+        """The tensor's shape in the file."""
         size = axis_sizes(config)
         return tuple(math.prod(size[letter] for letter in group) for group in self.file_axes.split())
 
     def leaf_shape(self, config: ModelConfig) -> tuple[int, ...]:
-        """The shape that the leaf has in the Decoder."""
+        """The leaf's shape in the Decoder."""
         size = axis_sizes(config)
         return tuple(size[letter] for letter in self.leaf_axes.split())
 
     def part(self, index: Sequence[slice], config: ModelConfig) -> Part:
-        """What a slice an axis of the leaf (as a sharding gives them) cuts out of it."""
+        """The part of the leaf that slices (one for each axis, as a sharding gives them) cut out of it."""
         letters, shape = self.leaf_axes.split(), self.leaf_shape(config)
         return {x: s.indices(n)[:2] for x, n, s in zip(letters, shape, index, strict=True)}
 
     def file_box(self, part: Part, config: ModelConfig) -> tuple[slice, ...]:
-        """Where a part of the leaf is in the file's tensor. Of letters written together only the first may be cut."""
+        """Where a part of the leaf is in the file's tensor: a slice for each axis.
+
+        Raises:
+            ValueError: an axis is cut whose letter is not the first of a flattened axis of the file.
+        """
         size, box = axis_sizes(config), []
         for group in self.file_axes.split():
             if any(part[x] != (0, size[x]) for x in group[1:]):
-                raise ValueError(f"{self.name}: {part} is no box of axes {self.file_axes}")
+                raise ValueError(f"{self.name}: {part} is not a box of axes {self.file_axes}")
             width = math.prod(size[x] for x in group[1:])
             box.append(slice(part[group[0]][0] * width, part[group[0]][1] * width))
         return tuple(box)
 
     def to_leaf(self, tensor: np.ndarray, config: ModelConfig, part: Part | None = None) -> np.ndarray:
-        """File layout -> Decoder layout, of all of it or of a part (a view where NumPy can make one)."""
+        """An array in the file's layout, brought into the Decoder's: a view where NumPy can make one.
+
+        Args:
+            tensor: the tensor, or the part of it at `file_box`.
+            config: the model's.
+            part: which part of the leaf it is; all of it if None.
+        """
         size, letters, wanted = axis_sizes(config), self.file_axes.replace(" ", ""), self.leaf_axes.split()
         size |= {x: stop - start for x, (start, stop) in (part or {}).items()}
         split = tensor.reshape([size[letter] for letter in letters])
         return split.transpose([letters.index(letter) for letter in wanted])
 
     def to_file(self, leaf: np.ndarray, config: ModelConfig) -> np.ndarray:
-        """Decoder layout -> file layout: the inverse of ``to_leaf``, bit for bit."""
+        """A leaf in the Decoder's layout, brought into the file's: the inverse of `to_leaf`, bit for bit."""
         letters, have = self.file_axes.replace(" ", ""), self.leaf_axes.split()
         return leaf.transpose([have.index(letter) for letter in letters]).reshape(self.file_shape(config))
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
-    """Axis letter -> size."""
+    """The size of each axis, by its letter."""
     return {
         "V": config.vocab_size,
         "D": config.d_model,
@@ -133,15 +152,15 @@ TABLES: dict[str, tuple[Row, ...]] = {
     "qwen3": _COMMON + _QKV_BIAS + _O_BIAS + _QK_NORM,
 }
 
-# Buffers that old checkpoints carry and that the config determines.
+# Tensors that old checkpoints have though they follow from the config.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
-# The head of a tied model may be in the file too; it must then equal the embedding bit for bit.
+# If a model's head is tied to its embedding, the file may have the head, too. Both must then be equal bit for bit.
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def rows(config: ModelConfig) -> Iterator[Row]:
-    """Every tensor that a checkpoint of this config holds, layer numbers filled in; each name and path comes once."""
+    """Every tensor that a checkpoint of this config has, each once, with the numbers of the layers filled in."""
     table = [row for row in TABLES[config.architecture] if row.when(config)]
     yield from (row for row in table if row.path == "embed")
     for layer in range(config.n_layers):

@@ -1,6 +1,6 @@
-"""jkv: budgeted reasoning decode in JAX.
+"""jkv: decoding long thoughts within a fixed KV budget, in JAX.
 
-From Python: ``load``, ``decode``, ``sweep``, ``train_predictor``, ``register`` and ``view``; docs/api.md.
+From Python there are ``load``, ``decode``, ``sweep``, ``train_predictor``, ``register`` and ``view``: docs/api.md.
 """
 
 import importlib
@@ -8,7 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Modules that can be called by their name: `jkv.view(...)`. Imported when first asked for, `import jkv` stays cheap.
+# Modules that can be called like functions: `jkv.view(...)`. They are imported at first use, so that `import jkv` is
+# quick.
 _CALLABLE = ("decode", "load", "sweep", "train_predictor", "view")
 _ELSEWHERE = {"register": "jkv.policies"}
 

@@ -6,12 +6,14 @@ One letter means one thing in every einsum, comment and annotation:
     N  query heads                  K  KV heads               G  query heads a KV head (N / K)
     H  head dimension               D  model dimension        F  feed-forward dimension
     V  vocabulary                   L  layers                 W  window (newest tokens, never evicted)
-    R  slots kept by an eviction (retain)
+    R  slots that stay at an eviction (retain)
 
-Two more letters appear where a keep set may be shared: ``l`` is 1 or L and ``k`` is 1 or K
-(``granularity`` shared or head).
+A *keep set* is the set of slots that stay at an eviction. A row has one (``granularity`` shared) or one for each layer
+and KV head (``granularity`` head). Arrays with an entry for each keep set have the axes ``l`` and ``k``, which are 1
+and 1, or L and K.
 
-A *position* is a token's place in its sequence (it only grows); a *slot* is its place in the buffer.
+A *position* is a token's place in its sequence, and never changes. A *slot* is the token's place in the buffer, and
+changes when an eviction moves it.
 """
 
 from jaxtyping import Array, Bool, Float, Int, UInt32

@@ -1,16 +1,22 @@
-"""``python -m jkv.bench``: jkv beside transformers' ``generate``, on this machine, in one run.
+"""Compare the speed of jkv and of transformers' ``generate`` on this machine, in one run.
 
-Same random weights, same prompts, greedy, no end of sequence. The contestants take turns (A B C A B C ...), because
-machines drift; what counts is the median of the ratios within a turn. PyTorch is needed (``pip install -e '.[test]'``).
+All have the same random weights and the same prompts, decode greedily and never end a sequence. They take turns (A B C
+A B C ...), because a machine's speed drifts; the result is the median of the ratios within a turn. PyTorch is needed
+(``pip install -e '.[test]'``).
 
-With ``--policies``: what each eviction policy costs, beside the full cache at the same buffer size and occupancy.
+With ``--policies`` it measures what each eviction policy costs, compared with the full cache at the same buffer size
+and occupancy.
 """
 
 from jkv.terminal.command import run as run_command
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.bench import BenchConfig
 

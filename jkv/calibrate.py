@@ -1,14 +1,18 @@
 """Measure a model's query statistics once, for policy triattention, and store them beside its weights.
 
-The model completes a task's prompts with the full cache; the queries (before RoPE) of all those tokens are averaged.
-Few problems are enough: every layer, head and frequency sees every token.
+The model completes a task's prompts with the full cache, and the queries (before RoPE) of all these tokens are
+averaged. A few problems are enough: every token counts for every layer, head and frequency.
 """
 
 from jkv.terminal.command import run as run_command
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.calibrate import CalibrateConfig
 

@@ -1,4 +1,4 @@
-"""Decode a task with a model, within a KV budget. Without arguments: the demo, on any CPU in about a minute."""
+"""Decode a task with a model, within a KV budget. Without arguments it runs the demo, in about a minute on any CPU."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,11 @@ PROG = "python -m jkv.decode"
 
 
 def parse(argv: list[str] | None) -> "DecodeConfig":
-    """Flags, and the YAML file they name, to a config. Raises UserError."""
+    """The configuration that flags, and the YAML file they name, give. Raises UserError if they are wrong.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.decode import DecodeConfig
 
@@ -24,30 +28,42 @@ def parse(argv: list[str] | None) -> "DecodeConfig":
 
 
 def decode(
-    model: "str | os.PathLike[str] | Loaded | None" = None, *, config: str | None = None, **words: Any
+    model: "str | os.PathLike[str] | Loaded | None" = None, *, config: str | None = None, **flags: Any
 ) -> "Decoded":
     """Decode a task within a KV budget, from Python: ``jkv.decode("demo-llama", policy="dynts", budget=96)``.
 
-    model: demo-llama (the default), demo-qwen, a directory, a hub id, or what ``jkv.load`` returned: weights are then
-    read once for several runs.  config: a YAML file of arguments; those given override it.  words: the flags of
-    ``python -m jkv.decode`` with _ for -, as policy, budget, task, limit, samples, trace, out.  task may also be a list
-    of rows, ``[{"id": "q1", "messages": [{"role": "user", "content": "..."}], "answer": "42"}]``.
+    Args:
+        model: demo-llama (the default), demo-qwen, a directory, a hub id, or what `jkv.load` returned, whose weights
+            several runs can share.
+        config: a YAML file of arguments; those that are given here override it.
+        flags: the flags of ``python -m jkv.decode``, with ``_`` for ``-``: policy, budget, task, limit, samples, trace,
+            out and so on. ``task`` may also be a list of rows, such as
+            ``[{"id": "q1", "messages": [{"role": "user", "content": "..."}], "answer": "42"}]``.
 
-    Raises UserError for what a user can mend, in one line.
+    Returns:
+        The finished run: a sequence of its samples, with their ``summary`` and ``directory``.
+
+    Raises:
+        UserError: anything that a user can mend, in one line.
     """
     from jkv.api.decoded import decode_from_python
 
-    return decode_from_python(model, config, words)
+    return decode_from_python(model, config, flags)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function. The imports wait until a failure or Ctrl-C in them is answered in one line."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     config = parse(argv)
     hosts.join()
+    # Imported here, so that a failure or Ctrl-C while JAX is imported ends in one line.
     from jkv.run.decode import run
     from jkv.terminal.screen import Screen
 
-    run(config, closing=None if config.quiet else Screen(highlight=False))
+    run(config, screen=None if config.quiet else Screen(highlight=False))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 
 class UserError(Exception):
-    """Bad input. Commands print it as one line and exit with code 2.
+    """Bad input. Commands print it as one line, without a traceback, and exit with code 2.
 
-    what: what is wrong, naming the value.  where: the file, flag or field.  mend: what to do about it.
+    Attributes:
+        what: what is wrong, naming the value.
+        where: the file, flag or field that is wrong; empty if there is none to name.
+        mend: what the user can do about it; empty if there is nothing to advise.
     """
 
     def __init__(self, what: str, *, where: str = "", mend: str = ""):
@@ -15,5 +18,5 @@ class UserError(Exception):
         super().__init__(" ".join("; ".join(parts).split()))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows instead of a traceback: the line."""
+        """The lines that IPython shows in place of a traceback."""
         return [f"UserError: {self}"]

@@ -1,6 +1,7 @@
-"""Does it fit, and how fast could it be? Compiles a run's real programs for a TPU that needn't be here, from shapes.
+"""Does a run fit a TPU, and how fast could it be? Compiles the run's real programs for a TPU that need not be here.
 
-Prefill and decode are compiled by libtpu on this machine's CPU; memory, copies and collectives are read off them.
+libtpu compiles prefill and decode on this machine's CPU, from shapes alone. Memory, copies and collectives are read
+from the compiled programs.
 """
 
 from jkv.terminal.command import run as run_command
@@ -9,12 +10,16 @@ PROG = "python -m jkv.plan"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     import json
 
     from jkv.planning.chips import parse_topology, prepare, require
 
-    prepare()  # before anything imports jax
+    prepare()  # must come before jax is imported
     from jkv.config import command_line
     from jkv.config.decode import check_mesh_text
     from jkv.config.plan import PlanConfig

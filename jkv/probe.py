@@ -1,9 +1,9 @@
-"""How long does a policy remember? A fact stated once, early in a long thought, is asked for after many evictions.
+"""How long does a policy remember? A fact is stated once, early in a long thought, and asked for after many evictions.
 
     python -m jkv.probe --out runs/probe
 
-Prompt and thought are given (they are the demo's, see jkv/demo/probe.py) and read within the budget as decoding would
-read them; the next token is right or wrong. Written: probe.csv, probe.md and the picture probe.png, .svg.
+Prompt and thought are given (jkv/demo/probe.py makes them from the demo task) and read within the budget, as decoding
+would read them; the next token is right or wrong. --out gets probe.csv, probe.md and the picture probe.png, .svg.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> "ProbeConfig":
-    """Flags, and the YAML file they name, to a config. Raises UserError."""
+    """The configuration that flags, and the YAML file they name, give. Raises UserError if they are wrong.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.probe import ProbeConfig
 
@@ -23,7 +27,11 @@ def parse(argv: list[str] | None) -> "ProbeConfig":
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     config = parse(argv)
     from jkv.run.probe import run_probe
 

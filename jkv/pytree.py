@@ -1,10 +1,12 @@
-"""Frozen dataclasses as JAX pytrees whose unflattening skips ``__init__``.
+"""Frozen dataclasses as JAX pytrees that JAX rebuilds without calling ``__init__``.
 
-JAX rebuilds pytrees with leaves that are no arrays (tracers' descriptions, ``None``, shardings), so the constructor's
-checks must run for people and not for JAX. ``jax.tree_util.register_dataclass`` calls the constructor either way.
+JAX also rebuilds a pytree around things that are not arrays: ``None``, shardings, placeholders. A constructor that
+checks its arguments would refuse those. ``jax.tree_util.register_dataclass`` isn't used here because it calls the
+constructor whenever it rebuilds.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -13,30 +15,38 @@ _C = TypeVar("_C", bound=type)
 
 
 def static(**options: Any) -> Any:
-    """A field that is no array: hashable, and part of what a program is compiled for."""
+    """A dataclass field that is no array. It must be hashable, and a program is compiled anew for each value of it.
+
+    Args:
+        **options: those of ``dataclasses.field``, except ``metadata``.
+    """
     return dataclasses.field(metadata={"static": True}, **options)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
 def pytree(cls: _C) -> _C:
-    """Decorator: a frozen dataclass, all of whose fields are pytree children, except those made by ``static``."""
+    """Class decorator: a frozen dataclass and pytree, whose children are all fields but those made by ``static``."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)
-    names = tuple(field.name for field in fields if not field.metadata.get("static"))
-    constants = tuple(field.name for field in fields if field.metadata.get("static"))
+    child_names = tuple(field.name for field in fields if not field.metadata.get("static"))
+    static_names = tuple(field.name for field in fields if field.metadata.get("static"))
 
-    def aux(node):
-        return tuple(getattr(node, name) for name in constants)
+    def static_values(node: Any) -> tuple[Any, ...]:
+        """The static fields' values; JAX stores them in the pytree's structure."""
+        return tuple(getattr(node, name) for name in static_names)
 
-    def flatten_with_keys(node):
-        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], aux(node)
+    def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        """The children, each after its key, and the static values."""
+        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in child_names], static_values(node)
 
-    def flatten(node):
-        return [getattr(node, name) for name in names], aux(node)
+    def flatten(node: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        """The children and the static values."""
+        return [getattr(node, name) for name in child_names], static_values(node)
 
-    def unflatten(values, children):
+    def unflatten(values: tuple[Any, ...], children: Iterable[Any]) -> Any:
+        """An object of the class with these fields, its constructor not called."""
         node = object.__new__(cls)
-        for name, child in zip(names + constants, (*children, *values), strict=True):
+        for name, child in zip(child_names + static_names, (*children, *values), strict=True):
             object.__setattr__(node, name, child)
         return node
 

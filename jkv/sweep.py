@@ -1,4 +1,4 @@
-"""Decode with every policy at every budget, and compare: accuracy with paired intervals, throughput, slots, figures.
+"""Decode with every policy at every budget, and compare accuracy (with paired intervals), throughput and slots.
 
 python -m jkv.sweep --config configs/sweep_demo.yaml --out runs/demo
 """
@@ -15,32 +15,47 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> "SweepConfig":
-    """Flags, and the YAML file they name, to a config. Raises UserError."""
+    """The configuration that flags, and the YAML file they name, give. Raises UserError if they are wrong.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.sweep import SweepConfig
 
     return command_line.parse(SweepConfig, argv, prog="python -m jkv.sweep", description=__doc__)
 
 
-def sweep(*, config: str | None = None, **words: Any) -> "Swept":
-    """Decode with every policy at every budget, from Python; a notebook shows tables, ``.figure`` and ``.policies``.
+def sweep(*, config: str | None = None, **flags: Any) -> "Swept":
+    """Decode with every policy at every budget, from Python.
 
-    config: a YAML file of arguments, as configs/sweep_demo.yaml; those given override it.  words: the flags of
-    ``python -m jkv.sweep`` with _ for -, as models, policies, budgets, limit.  out is needed: the same call continues
-    a sweep that was stopped.  Raises UserError for what a user can mend, in one line.
+    Args:
+        config: a YAML file of arguments, such as configs/sweep_demo.yaml; those that are given here override it.
+        flags: the flags of ``python -m jkv.sweep``, with ``_`` for ``-``: models, policies, budgets, limit and so on.
+            ``out`` is needed: the same call continues a sweep that was stopped.
+
+    Returns:
+        The finished sweep, whose tables a notebook shows; its ``figure`` and ``policies`` are pictures.
+
+    Raises:
+        UserError: anything that a user can mend, in one line.
     """
     from jkv.api.swept import sweep_from_python
 
-    return sweep_from_python(config, words)
+    return sweep_from_python(config, flags)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     config = parse(argv)
     if config.dry_run:
-        from jkv.planning.dry_run import say
+        from jkv.planning.dry_run import print_dry_run
 
-        say(config)
+        print_dry_run(config)
         return
     hosts.join()
     from jkv.run.sweep import run_sweep

@@ -1,5 +1,6 @@
-"""Train DynTS's importance predictor for a model: decode with the full cache, label what the right answers looked at,
-fit a small MLP on the frozen model's hidden states. Three stages; the same command goes on where it was stopped.
+"""Train DynTS's importance predictor for a model. Three stages: decode with the full cache, label each token with the
+attention that right answers pay to it, fit a small MLP on the frozen model's hidden states. The same command continues
+where it was stopped.
 
 python -m jkv.train_predictor --config configs/predictor_demo.yaml --model demo-llama --out runs/predictor
 """
@@ -16,27 +17,41 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> "TrainConfig":
-    """Flags, and the YAML file they name, to a config. Raises UserError."""
+    """The configuration that flags, and the YAML file they name, give. Raises UserError if they are wrong.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.train_predictor import TrainConfig
 
     return command_line.parse(TrainConfig, argv, prog="python -m jkv.train_predictor", description=__doc__)
 
 
-def train_predictor(*, config: str | None = None, **words: Any) -> "Trained":
-    """Train DynTS's importance predictor, from Python; what is returned goes into ``jkv.decode(..., predictor=...)``.
+def train_predictor(*, config: str | None = None, **flags: Any) -> "Trained":
+    """Train DynTS's importance predictor, from Python. The same call continues a training that was stopped.
 
-    config: a YAML file of arguments, as configs/predictor_demo.yaml; those given override it.  words: the flags of
-    ``python -m jkv.train_predictor`` with _ for -. The same call continues a training that was stopped.
-    Raises UserError for what a user can mend, in one line.
+    Args:
+        config: a YAML file of arguments, such as configs/predictor_demo.yaml; those that are given here override it.
+        flags: the flags of ``python -m jkv.train_predictor``, with ``_`` for ``-``.
+
+    Returns:
+        The predictor, for ``jkv.decode(..., predictor=...)``, with its scores on held-out traces.
+
+    Raises:
+        UserError: anything that a user can mend, in one line.
     """
     from jkv.api.trained import train_from_python
 
-    return train_from_python(config, words)
+    return train_from_python(config, flags)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     config = parse(argv)
     hosts.refuse("train_predictor")
     from jkv.predictor_training import stages

@@ -1,4 +1,4 @@
-"""Show what stayed in the KV buffer: one sample of a traced run, token by token, as one HTML file.
+"""Show what stayed in the KV buffer while a sample was decoded, token by token, as one HTML file.
 
     python -m jkv.decode --trace --out runs/a && python -m jkv.view runs/a
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> "ViewConfig":
-    """Flags to a config. Raises UserError."""
+    """The configuration that flags, and the YAML file they name, give. Raises UserError if they are wrong.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config import command_line
     from jkv.config.view import ViewConfig
 
@@ -26,7 +30,11 @@ def parse(argv: list[str] | None) -> "ViewConfig":
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Run the command.
+
+    Args:
+        argv: the arguments, None for those of this process.
+    """
     from jkv.config.view import PAGE
 
     config = parse(argv)

@@ -1,8 +1,8 @@
-"""Run the notebooks again and write their outputs: python notebooks/refresh.py [FILE.ipynb ...]
+"""Run the notebooks and write their outputs into them: python notebooks/refresh.py [FILE.ipynb ...]
 
-With --check nothing is run: it says which notebooks have outputs that their code didn't make, and fails if one has.
-Each runs in an empty directory, on CPU and without the hub, as in continuous integration. The Colab badge and the
-install cell are written anew from the repository's address in pyproject.toml, the one place that has it.
+Each notebook runs in an empty directory, on the CPU and without the Hugging Face hub, as in continuous integration. Its
+Colab badge and install cell are made from the repository's address in pyproject.toml. With --check nothing is run: it
+prints which notebooks have outputs that are not those of their code, and exits with 1 if there are some.
 """
 
 import base64
@@ -20,7 +20,7 @@ import nbformat
 
 HERE = pathlib.Path(__file__).parent
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-# Beyond Colab's CPUs jkv needs JAX's own TPU or GPU packages.
+# The install cell. On a TPU or GPU of Colab, jkv needs JAX's packages for that.
 INSTALL = """\
 # On Colab this installs jkv, for the accelerator that is there; where jkv is installed it does nothing.
 import glob, importlib.util, shutil
@@ -32,29 +32,34 @@ if importlib.util.find_spec("jkv") is None:
 
 
 def address() -> str:
-    """The repository's address."""
+    """The repository's address, from pyproject.toml."""
     return tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
 
 
 def badge(name: str) -> str:
-    """The line that opens a notebook in Colab."""
+    """The line of Markdown that opens the notebook of this file name in Colab."""
     path = address().removeprefix("https://github.com/")
     return f"[![Open in Colab]({BADGE})](https://colab.research.google.com/github/{path}/blob/main/notebooks/{name})"
 
 
 def install_cell() -> str:
-    """The first code cell."""
+    """The text of the first code cell, which installs jkv on Colab."""
     return INSTALL.format(address=address())
 
 
 def digest(notebook: Any) -> str:
-    """Of all code: outputs belong to it."""
+    """A hash of all code of a notebook (nbformat's NotebookNode): outputs belong to the code of one hash."""
     code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
 
 
-def settle(notebook: Any, name: str) -> None:
-    """The badge, the install cell, and no metadata but what a reader needs."""
+def write_header(notebook: Any, name: str) -> None:
+    """Write a notebook's badge and install cell, and leave no metadata but what Jupyter needs to open it.
+
+    Args:
+        notebook: changed in place.
+        name: of its file.
+    """
     title, install = notebook["cells"][:2]
     title["source"] = title["source"].partition("\n")[0] + "\n\n" + badge(name)
     install["source"] = install_cell()
@@ -67,7 +72,12 @@ def settle(notebook: Any, name: str) -> None:
 
 
 def execute(notebook: Any) -> None:
-    """Run all cells in an empty directory. Raises if one fails, or says something on stderr."""
+    """Run all cells in an empty directory and replace their outputs.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+        RuntimeError: a cell printed something to stderr.
+    """
     from nbclient import NotebookClient
 
     with tempfile.TemporaryDirectory() as directory:
@@ -77,18 +87,18 @@ def execute(notebook: Any) -> None:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"] = [_small(output) for output in cell["outputs"] if not _empty(output)]
-            said = [output["text"] for output in cell["outputs"] if output.get("name") == "stderr"]
-            if said:
-                raise RuntimeError(f"on stderr: {said[0]}")
+            errors = [output["text"] for output in cell["outputs"] if output.get("name") == "stderr"]
+            if errors:
+                raise RuntimeError(f"on stderr: {errors[0]}")
 
 
 def _empty(output: Any) -> bool:
-    """A progress line that is gone."""
+    """Whether nothing is left of an output: a progress line that was removed."""
     return output.get("data") == {"text/plain": ""}
 
 
 def _small(output: Any) -> Any:
-    """Pictures with a palette, which these take well."""
+    """An output whose picture, if it has one, is at most 1400 pixels wide and has 64 colors: notebooks stay small."""
     from PIL import Image
 
     if (png := output.get("data", {}).get("image/png")) is not None:
@@ -102,7 +112,7 @@ def _small(output: Any) -> Any:
 
 
 def stale(notebook: Any) -> str | None:
-    """What is wrong with a notebook's outputs, if anything: not run as a whole, or changed since."""
+    """What is wrong with a notebook's outputs, if anything: not run from top to bottom, or code that changed since."""
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
         return "was not run from top to bottom"
@@ -110,7 +120,7 @@ def stale(notebook: Any) -> str | None:
 
 
 def check(paths: list[pathlib.Path]) -> None:
-    """Leave with 1 if a notebook is stale."""
+    """Print which notebooks have stale outputs, and exit: with 1 if there are some, else with 0."""
     found = {path.name: stale(nbformat.read(path, as_version=4)) for path in paths}
     for name, what in found.items():
         if what is not None:
@@ -119,15 +129,19 @@ def check(paths: list[pathlib.Path]) -> None:
 
 
 def main(names: list[str]) -> None:
-    """All notebooks, or those named."""
+    """Run or check notebooks.
+
+    Args:
+        names: their files, all of this directory if there are none; and perhaps --check.
+    """
     paths = [pathlib.Path(name) for name in names if name != "--check"] or sorted(HERE.glob("*.ipynb"))
     if "--check" in names:
         check(paths)
-    # On a busy machine XLA says that it compiles slowly.
+    # The last variable silences XLA's warning that it compiles slowly, which it prints on a busy machine.
     os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     for path in paths:
         notebook: Any = nbformat.read(path, as_version=4)
-        settle(notebook, path.name)
+        write_header(notebook, path.name)
         started = time.perf_counter()
         execute(notebook)
         notebook["metadata"]["jkv"] = {"code": digest(notebook)}

@@ -1,14 +1,25 @@
 """Every test runs with strict dtype and rank promotion and with jaxtyping annotations checked at run time."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-from tests.quick_flags import QUICK_FLAGS
+from tests.support.quick_flags import QUICK_FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# tests/compilation.py has the rest of quick compilation; it imports JAX, so only what comes after this may import it.
+# The rest of quick compilation is in tests/support/compilation.py, which imports JAX: it may be imported only below.
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_FLAGS]).strip()
+# What one process of a session has compiled, the others find: workers, and the commands that tests start. The folder
+# is made anew for each session, by the process that starts the workers, and goes when that process ends.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="jkv-tests-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 from jaxtyping import install_import_hook

@@ -1,1 +1,1 @@
-"""What Python gets back: a run, a sweep, a trained predictor, as objects that a notebook can show."""
+"""What calls from Python return: a run, a sweep, a trained predictor, a view, as objects that a notebook can show."""

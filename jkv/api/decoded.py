@@ -1,25 +1,26 @@
-"""``jkv.decode(...)``: a run from Python, and what comes back."""
+"""``jkv.decode(...)``: a run from Python, and what it returns."""
 
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwix import QArray
 
 from jkv.config.decode import DecodeConfig
 from jkv.errors import UserError
+from jkv.files.run_files import SAMPLES, read_rows
 from jkv.load import Loaded
 from jkv.models.quantized import INT8
 from jkv.run.closing import summary_table
 from jkv.run.decode import run
-from jkv.run.directory import SAMPLES
 from jkv.run.opening import AtHand
 from jkv.terminal import flags
 from jkv.terminal.notebook_line import status_line
@@ -28,9 +29,9 @@ from jkv.terminal.screen import Screen
 if TYPE_CHECKING:
     from jkv.report.view.shown import View
 
-_WIDTH = 110
+_WIDTH = 110  # characters of a line in a notebook
 _FRAME = '<pre style="white-space: pre; overflow-x: auto; line-height: 1.25">{code}</pre>'
-# Said by a model that is loaded already, and so by `jkv.load`.
+# Arguments that a loaded model has settled.
 _OF_LOADING = ("dtype", "weights", "mesh")
 
 
@@ -38,9 +39,11 @@ _OF_LOADING = ("dtype", "weights", "mesh")
 class Decoded:
     """A finished run: a sequence of its samples.
 
-    summary: what summary.json has.  samples: the completions as samples.jsonl has them (id, text, answer, correct,
-    token_ids, ...), by id and number.  directory: where these files are; without ``out`` they go when this object does.
-    html: one thought with what was evicted on the way, and the closing table, as a notebook shows them.
+    Attributes:
+        summary: the contents of summary.json.
+        samples: the lines of samples.jsonl (id, text, answer, correct, token_ids, ...), sorted by id and number.
+        directory: where the run's files are. Without ``out`` they are deleted together with this object.
+        html: one completion with its evicted tokens marked, and the closing table, as a notebook shows them.
     """
 
     summary: dict[str, Any]
@@ -62,54 +65,70 @@ class Decoded:
 
     def __repr__(self) -> str:
         screen = Screen(file=io.StringIO(), width=_WIDTH, force_terminal=False, force_jupyter=False)
-        with screen.capture() as said:
+        with screen.capture() as text:
             screen.print(summary_table(self.summary))
-        return said.get().rstrip()
+        return text.get().rstrip()
 
     def _repr_html_(self) -> str:
         return self.html
 
-    def view(self, *beside: Any, **words: Any) -> "View":
-        """``jkv.view`` of this run, which needs ``trace=True``; see there."""
+    def view(self, *beside: str | os.PathLike[str], **options: Any) -> "View":
+        """`jkv.view` of this run.
+
+        Args:
+            beside: more runs of the same task, shown side by side.
+            options: as for `jkv.view`.
+
+        Raises:
+            UserError: as `jkv.view` does; the run must have been made with ``trace=True``.
+        """
         from jkv.api.viewed import view
 
-        return view(self, *beside, **words)
+        return view(self, *beside, **options)
 
 
-def decode_from_python(model: Any, config: str | None, words: Mapping[str, Any]) -> Decoded:
-    """Run ``python -m jkv.decode`` with these words as its flags. model: a name, a directory, a hub id or a `Loaded`.
+def decode_from_python(
+    model: str | os.PathLike[str] | Loaded | None, config: str | None, arguments: Mapping[str, Any]
+) -> Decoded:
+    """Run ``python -m jkv.decode``, in this process.
 
-    Raises UserError.
+    Args:
+        model: a name, a directory, a hub id or a loaded model; None for the config's.
+        config: a YAML file of arguments.
+        arguments: values by field of DecodeConfig; they override the file. The task may also be a list of rows.
+
+    Raises:
+        UserError: anything that a user can mend.
     """
     loaded = model if isinstance(model, Loaded) else None
-    words = dict(words)
+    arguments = dict(arguments)
     if loaded is not None:
         for name in _OF_LOADING:
-            if words.get(name) is not None:
+            if arguments.get(name) is not None:
                 raise UserError("the model is loaded already", where=name, mend=f"give {name} with the model's name")
-        words |= {"model": loaded.name, "weights": INT8 if _is_int8(loaded) else None}
+        arguments |= {"model": loaded.name, "weights": INT8 if _is_int8(loaded) else None}
     elif model is not None:
-        words["model"] = model
-    rows = words.pop("task") if isinstance(words.get("task"), list | tuple) else None
-    settled = flags.from_arguments(DecodeConfig, words, config=config)
+        arguments["model"] = model
+    rows = arguments.pop("task") if isinstance(arguments.get("task"), list | tuple) else None
+    run_config = flags.from_arguments(DecodeConfig, arguments, config=config)
     scratch = None
-    if settled.out is None:
+    if run_config.out is None:
         scratch = tempfile.mkdtemp(prefix="jkv-")
-        settled = dataclasses.replace(settled, out=scratch)
-    directory = pathlib.Path(settled.out or "").expanduser()
+        run_config = dataclasses.replace(run_config, out=scratch)
+    directory = pathlib.Path(run_config.out or "").expanduser()
     try:
         if rows is not None:
-            settled = dataclasses.replace(settled, task=_write_task(directory, rows))
-        # A screen that no one looks at but this object.
+            run_config = dataclasses.replace(run_config, task=_write_task(directory, rows))
+        # Prints nowhere: what it records becomes ``html``.
         screen = Screen(
             file=io.StringIO(), record=True, width=_WIDTH, force_terminal=True, force_jupyter=False, highlight=False
         )
         with status_line():
-            summary = run(settled, AtHand(loaded), closing=screen)
+            summary = run(run_config, AtHand(loaded), screen=screen)
         if summary is None:
-            raise UserError("a notebook is one host", mend="on several run python -m jkv.decode")
-        lines = (directory / SAMPLES).read_text(encoding="utf-8").splitlines()
-        samples = sorted(map(json.loads, lines), key=lambda row: (_natural(row["id"]), row["sample"]))
+            raise UserError("jkv.decode runs on one host", mend="on several run python -m jkv.decode")
+        rows_of_samples = read_rows(directory / SAMPLES)
+        samples = sorted(rows_of_samples, key=lambda row: (_natural(row["id"]), row["sample"]))
         html = screen.export_html(inline_styles=True, code_format=_FRAME)
         decoded = Decoded(summary, samples, directory, html)
     except BaseException:
@@ -125,8 +144,8 @@ def _is_int8(loaded: Loaded) -> bool:
     return isinstance(loaded.model.embed.get_value(), QArray)
 
 
-def _write_task(directory: pathlib.Path, rows: Any) -> str:
-    """Problems given as rows, as the file that they would be."""
+def _write_task(directory: pathlib.Path, rows: Sequence[Any]) -> str:
+    """Write problems that were given as rows to a file. Returns its path."""
     path = directory / "task.jsonl"
     try:
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -139,5 +158,5 @@ def _write_task(directory: pathlib.Path, rows: Any) -> str:
 
 
 def _natural(id: str) -> list[Any]:
-    """q2 before q10."""
+    """A key by which q2 is sorted before q10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", id)]

@@ -1,4 +1,4 @@
-"""A picture on disk that a notebook shows."""
+"""A picture file that a notebook shows."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,11 @@ import struct
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG file; ``path`` is where it lies. Drawn for print: a notebook shows it at half its pixels."""
+    """A PNG file. It is drawn for print: a notebook shows it at half its width in pixels.
+
+    Attributes:
+        path: the file.
+    """
 
     path: pathlib.Path
 
@@ -21,5 +25,5 @@ class Picture:
 
 
 def picture(path: pathlib.Path) -> Picture | None:
-    """The picture, or None if none was drawn."""
+    """The picture in file ``path``; None if there is no such file."""
     return Picture(path) if path.is_file() else None

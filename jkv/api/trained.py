@@ -1,4 +1,4 @@
-"""``jkv.train_predictor(...)``: training from Python, and what comes back."""
+"""``jkv.train_predictor(...)``: training from Python, and what it returns."""
 
 import dataclasses
 import pathlib
@@ -14,9 +14,11 @@ from jkv.terminal.notebook_line import status_line
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained predictor: give it to ``jkv.decode(..., predictor=...)``.
+    """A trained predictor, for ``jkv.decode(..., predictor=...)``.
 
-    summary: what summary.json has, with scores on held-out traces.  directory: where everything is.
+    Attributes:
+        summary: the contents of summary.json.
+        directory: where the training's files are, predictor.safetensors among them.
     """
 
     summary: dict[str, Any]
@@ -27,23 +29,31 @@ class Trained:
 
     @property
     def held_out(self) -> dict[str, dict[str, float]]:
-        """Scores on traces that it has not seen: of the predictor, of a random order, of the newest first."""
+        """Scores on traces that it was not trained on: of the predictor, of random scores, of newest-first order."""
         return self.summary["held_out"]
 
     @property
     def loss(self) -> Picture | None:
-        """Loss and overlap over the training."""
+        """The loss and the overlap with the true best tokens during the training. None if it was not drawn."""
         return picture(self.directory / "loss.png")
 
     @property
     def trace(self) -> Picture | None:
-        """What was predicted for one thought, and what was true."""
+        """The predicted and the true importance of each token of one thought. None if it was not drawn."""
         return picture(self.directory / "trace.png")
 
 
-def train_from_python(config: str | None, words: Mapping[str, Any]) -> Trained:
-    """Run ``python -m jkv.train_predictor`` with these words as its flags. Raises UserError."""
-    settled = flags.from_arguments(TrainConfig, words, config=config)
+def train_from_python(config: str | None, arguments: Mapping[str, Any]) -> Trained:
+    """Run ``python -m jkv.train_predictor``, in this process.
+
+    Args:
+        config: a YAML file of arguments.
+        arguments: values by field of TrainConfig; they override the file.
+
+    Raises:
+        UserError: anything that a user can mend.
+    """
+    train_config = flags.from_arguments(TrainConfig, arguments, config=config)
     with status_line():
-        summary = train_predictor(settled, show=False)
-    return Trained(summary, pathlib.Path(settled.directory).expanduser())
+        summary = train_predictor(train_config, show=False)
+    return Trained(summary, pathlib.Path(train_config.directory).expanduser())

@@ -16,15 +16,23 @@ def view(
     eviction: int | None = None,
     height: int = 760,
 ) -> View:
-    """What stayed in the KV buffer while a sample was decoded; a notebook shows it inline.
+    """What stayed in the KV buffer while a sample was decoded, token by token.
 
-    run: the ``--out`` directory of a decode run made with ``--trace``, or what ``jkv.decode(..., trace=True)`` gave.
-    beside: more such runs of the same task, shown side by side.  id, sample: which completion (default: the one with
-    the most evictions).  eviction: show it after so many evictions (default: at its end).  height: of the frame in a
-    notebook, in pixels.
-    ``save(path)`` of what is returned writes it: .html is the page, .png, .svg and .pdf are the picture.
+    Args:
+        run: the ``--out`` directory of a decode run made with ``--trace``, or what ``jkv.decode(..., trace=True)``
+            returned.
+        beside: more such runs of the same task, shown side by side.
+        id: the problem's (default: that of the sample with the most evictions).
+        sample: the number of the completion, from 0 (default: the one with the most evictions).
+        eviction: show it after so many evictions (default: at its end).
+        height: of the frame in a notebook, in pixels.
 
-    Raises UserError for a directory without a trace, an id or sample that isn't there, and damaged files.
+    Returns:
+        A view, which a notebook shows inline. Its ``save(path)`` writes a page (.html) or a picture (.png, .svg, .pdf).
+
+    Raises:
+        UserError: a directory has no trace, there is no such id or sample, the runs have no common sample, or a file is
+            damaged.
     """
     runs = [pathlib.Path(r).expanduser() for r in (run, *beside)]
     id, sample = common_sample(runs, id, sample)

@@ -1,9 +1,10 @@
 """``python -m jkv.benchmark.gpu --out FILE.json``: everything there is to measure on one GPU, in one call.
 
-Each op against its reference, the bandwidth of a copy, decode attention alone, tokens/s of the decode program with
-random weights at full R1 shapes (as users get it, and in XLA alone) beside the full cache at its own largest batch, and
-transformers on the same GPU. The most important cells come first and each is written when it is done; the same command
-with the same FILE measures what is missing. ``--smoke`` runs all of it at tiny sizes, on any machine.
+It compares each op with its reference, and measures the bandwidth of a copy, decode attention alone, tokens/s of the
+decode program with random weights of R1-Distill's sizes (as users get it, and with XLA's ops only), tokens/s with the
+full cache at the largest batch that fits, and transformers on the same GPU. The most important measurements come first.
+Each is written when it is done, and the same command with the same FILE measures what is missing. ``--smoke`` runs all
+of it at tiny sizes, on any machine.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -27,26 +28,45 @@ from jkv.models.config import ModelConfig
 from jkv.terminal import flags
 from jkv.terminal.command import run as run_command
 
+if TYPE_CHECKING:
+    from jkv.benchmark.gpu_decode import Load
+    from jkv.models import Decoder
+
 
 @dataclasses.dataclass(frozen=True)
 class GpuConfig:
-    """Flags of the command."""
+    """The flags of the command; the docstrings under its fields are their help."""
 
     out: str = "gpu.json"
     """the JSON file; continued if it is there"""
     seconds: int = 520
-    """no cell is begun that would not end within this time; the rest is left to another call"""
+    """no measurement is begun that would not end within this time; the rest is left to another call"""
     smoke: bool = False
     """tiny sizes, on any machine: shows that it runs, measures nothing"""
 
 
-Cells = dict[str, Callable[[], dict[str, Any]]]  # what makes each, by name
+# Measurements by name. Each returns its cell of the record: figures, or {"skipped": why}.
+Cells = dict[str, Callable[[], dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes. thought: tokens of a completion, which a full cache must hold.  steps, calls: of a decode cell.
-    attention: batch and slots of decode attention alone.  margin: seconds that a decode cell is given."""
+    """The sizes to measure at.
+
+    Attributes:
+        models: configs by name, the most important first.
+        budgets: slots a row, the most important first.
+        batches: rows, the most important first.
+        thought: tokens of a completion, all of which a full cache has to hold.
+        steps: decode steps a device call.
+        calls: timed device calls of a decode measurement.
+        copy_bytes: size of the copy that gives the bandwidth.
+        check_slots: slots a row of the checks against references.
+        attention: (rows, slots a row) of decode attention alone.
+        rival_batch: rows of transformers.
+        rival_tokens: new tokens of transformers.
+        margin: seconds that have to be left for a decode measurement to begin.
+    """
 
     models: dict[str, ModelConfig]
     budgets: tuple[int, ...]
@@ -70,9 +90,14 @@ SMOKE = Plan(TINY, (32,), (3,), 64, 8, 1, 1 << 20, (40,), ((2, 40),), 2, 4, 1.0)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what the record lacks, then print its table."""
+    """Measure what the record lacks, then print its table.
+
+    Raises:
+        UserError: there is no GPU, the file belongs to another run, or a measurement failed.
+    """
     config = flags.parse(GpuConfig, argv, prog="python -m jkv.benchmark.gpu", description=__doc__)
-    # Before JAX looks for devices: its memory is taken as it is needed (PyTorch has its turn first), nearly all of it.
+    # Set before JAX looks for devices. It takes memory as it needs it, since PyTorch is measured first, and may take
+    # nearly all there is.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")
     import jax
@@ -97,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _commit() -> str | None:
+    """The commit of the git repository that this file is in, if it is in one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -105,8 +131,11 @@ def _commit() -> str | None:
 
 
 def _steps(plan: Plan, record: Record, limit: int | None) -> Iterator[str]:
-    """Measures cell after cell, most important first; yields a line for each."""
-    decode = _Decode(plan, record, limit)
+    """Measure what the record lacks, the most important first, and yield a line for the user after each.
+
+    limit: bytes of device memory, None where JAX doesn't know.
+    """
+    decode = _DecodeCells(plan, record, limit)
     groups = [
         _before_jax(plan, record),
         _ops(plan, "xla"),
@@ -116,11 +145,12 @@ def _steps(plan: Plan, record: Record, limit: int | None) -> Iterator[str]:
     for cells in groups:
         for name, measure in cells.items():
             if name not in record.cells:
-                record.put(name, _guarded(measure))
+                record.put(name, _attempt(measure))
                 yield _line(name, record.cells[name])
 
 
 def _before_jax(plan: Plan, record: Record) -> Cells:
+    """What is measured before JAX holds device memory: transformers, which needs it, then a copy."""
     from jkv.benchmark import gpu_ops, gpu_rival
 
     name, config = next(iter(plan.models.items()))
@@ -132,6 +162,7 @@ def _before_jax(plan: Plan, record: Record) -> Cells:
 
 
 def _ops(plan: Plan, implementation: str) -> Cells:
+    """Each op against its reference, and decode attention alone, by one implementation (xla or pallas)."""
     from jkv.benchmark import gpu_ops
 
     cells: Cells = {}
@@ -147,9 +178,13 @@ def _ops(plan: Plan, implementation: str) -> Cells:
     return cells
 
 
-def _loads(plan: Plan, limit: int | None) -> Iterator[list[Any]]:
-    """Groups of decode cells, a model at a time in each: the first batch and budget as users get it and in XLA alone
-    beside the full cache; the first batch at all budgets; the other batches; another policy."""
+def _loads(plan: Plan, limit: int | None) -> Iterator[list["Load"]]:
+    """What the decode program is measured with, in groups of one model each, since its weights have to be made anew.
+
+    First, for every model, the first batch and budget: as users get it, with XLA's ops only, with policy dynts, at a
+    second budget, and with the full cache. Then the first batch at the other budgets and the other batches at two; then
+    what is left, and dynts at all of them.
+    """
     from jkv.benchmark.gpu_decode import Load, largest_batch
 
     (batch, *batches), (budget, *budgets) = plan.batches, plan.budgets
@@ -166,18 +201,20 @@ def _loads(plan: Plan, limit: int | None) -> Iterator[list[Any]]:
         yield [Load(name, "dynts", b, n) for n in plan.batches for b in plan.budgets]
 
 
-class _Decode:
-    """Decode cells. One model's weights are held at a time."""
+class _DecodeCells:
+    """Measurements of the decode program. One model's weights are in memory at a time."""
 
-    def __init__(self, plan: Plan, record: Record, limit: int | None):
+    def __init__(self, plan: Plan, record: Record, limit: int | None) -> None:
         self.plan, self.record, self.limit = plan, record, limit
         self.held: str = ""
-        self.model: Any = None
+        self.model: Decoder | None = None
 
-    def cells(self, loads: list[Any]) -> Cells:
+    def cells(self, loads: list["Load"]) -> Cells:
+        """A measurement for each of the loads."""
         return {load.name: functools.partial(self.measure, load) for load in loads}
 
-    def measure(self, load: Any) -> dict[str, Any]:
+    def measure(self, load: "Load") -> dict[str, Any]:
+        """The cell of one load: its figures, or why it was skipped (too large, or no time left)."""
         from jkv.benchmark import gpu_decode
 
         plan, cells = self.plan, self.record.cells
@@ -185,20 +222,21 @@ class _Decode:
         need = gpu_decode.predicted_bytes(config, load.batch, load.budget) + gpu_decode.SLACK
         if load.batch < 1 or (self.limit is not None and need > self.limit):
             return {"skipped": f"needs {need / 1e9:.0f} GB" + (f" of {self.limit / 1e9:.0f}" if self.limit else "")}
-        # Compiling is nearly all of a cell's time, and the cells before tell how long it is.
+        # Compiling takes nearly all of the time, and the cells before this one show how long that is.
         longest = max((cell.get("compile_s", 0.0) for cell in cells.values()), default=0.0)
         if self.record.left < max(plan.margin, 1.5 * longest):
             return {"skipped": "no time left", "again": True}
         if self.held != load.model:
-            self.model = None  # the other model's weights go first
+            self.model = None  # frees the other model's weights before these are made
             gc.collect()
             self.model, self.held = gpu_decode.random_model(config), load.model
+        assert self.model is not None
         gb_s = cells["copy"]["gb_s"]
         return gpu_decode.measure(load, self.model, steps=plan.steps, calls=plan.calls, gb_s=gb_s)
 
 
-def _guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A cell, whatever happens: device time is too scarce to lose the other cells to one."""
+def _attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A measurement's cell, even if it fails: the measurements after it should not be lost."""
     try:
         return measure()
     except Exception as error:
@@ -210,6 +248,7 @@ def _guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _line(name: str, cell: dict[str, Any]) -> str:
+    """A cell in one line."""
     if "skipped" in cell:
         return f"{name}: skipped, {cell['skipped']}"
     if "failed" in cell:
@@ -219,7 +258,7 @@ def _line(name: str, cell: dict[str, Any]) -> str:
 
 
 def table(record: Record) -> Table:
-    """Decode cells that were measured, and what they are compared with."""
+    """The cells that have tokens/s, as a Markdown table."""
     head, cells = record.head, record.cells
     title = f"Decode on {head['device']}, bfloat16, JAX {head['jax']}, {head['date']}, {head['commit']}"
     made = Table(title=title, box=box.MARKDOWN)
@@ -238,7 +277,7 @@ def table(record: Record) -> Table:
 
 
 def notes(record: Record) -> str:
-    """What to read the table with."""
+    """What the table's roofline is, and how many ops were right and how many cells have no figures."""
     cells = record.cells
     wrong = ", ".join(name for name, cell in cells.items() if cell.get("right") is False) or "none"
     right = sum(cell.get("right") is True for cell in cells.values())

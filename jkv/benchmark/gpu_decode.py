@@ -1,8 +1,8 @@
 """Tokens/s of the engine's own decode program with random weights, in the steady state of a budget.
 
-Rows begin spread evenly over a policy's cycle (from ``retain`` to ``budget`` occupied slots), so that a timed call
-holds as many evictions as a long run does on average. How many that are, and how long every row is afterwards, is
-counted beforehand, and the device must agree.
+A policy's rows grow from ``retain`` to ``budget`` occupied slots, over and over. Here they begin spread evenly over
+this cycle, so that a timed call has as many evictions as a long run has on average. How many those are, and how many
+slots every row has afterwards, is counted on the host beforehand, and the device's numbers must be the same.
 """
 
 import dataclasses
@@ -16,18 +16,26 @@ import numpy as np
 from flax import nnx
 
 from jkv.engine.engine import Engine
+from jkv.engine.state import DecodeState
 from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.policies import Full, Retention, get_policy
-from jkv.policies.untrained import random_parameters
+from jkv.policies.untrained import bind_untrained
 
 SLACK = 2 << 30  # bytes left for temporaries and the allocator, beside what is predicted
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """One cell: a policy (or full) in ``budget`` slots, ``batch`` rows. kernels: Pallas' where there is one, as users
-    get it; else XLA alone."""
+    """What one measurement decodes with.
+
+    Attributes:
+        model: its name in the plan.
+        policy: its name, 'full' for the full cache.
+        budget: slots a row.
+        batch: rows.
+        kernels: whether Pallas kernels are used where there are some, as users get it; else XLA's ops only.
+    """
 
     model: str
     policy: str
@@ -37,18 +45,18 @@ class Load:
 
     @property
     def name(self) -> str:
-        """As in the record."""
+        """The name of its cell in the record."""
         return f"{self.model} {self.policy} S{self.budget} B{self.batch} {'auto' if self.kernels else 'xla'}"
 
     @property
     def rule(self) -> Retention:
-        """An eighth of the budget goes at a time, and an eighth is the window."""
+        """What an eviction keeps: an eighth of the budget is evicted at a time, and as much is the window."""
         eighth = max(2, self.budget // 8)
         return Retention(self.budget, self.budget if self.policy == "full" else self.budget - eighth, eighth)
 
 
 def random_model(config: ModelConfig) -> Decoder:
-    """Random bfloat16 weights, made on the device."""
+    """A model with random bfloat16 weights, made on the device."""
     return Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
 
 
@@ -64,12 +72,21 @@ def weight_bytes(config: ModelConfig) -> tuple[int, int]:
 
 
 def predicted_bytes(config: ModelConfig, batch: int, budget: int) -> int:
-    """Weights, the KV buffer, and two arrays of logits: what has to fit beside SLACK."""
+    """Bytes of the weights, the KV buffer and two float32 arrays of logits. `SLACK` has to fit beside them."""
     return weight_bytes(config)[0] + config.kv_bytes(batch, budget, 2) + 8 * batch * config.vocab_size
 
 
 def largest_batch(config: ModelConfig, budget: int, limit: int | None) -> int:
-    """Rows that fit ``limit`` bytes, at most 256; 4 where there is no limit to know."""
+    """How many rows fit.
+
+    Args:
+        config: the model's, in bfloat16.
+        budget: slots a row.
+        limit: bytes of device memory, None where JAX doesn't know.
+
+    Returns:
+        Rows, 0 to 256; 4 if the limit isn't known.
+    """
     if limit is None:
         return 4
     fixed = predicted_bytes(config, 0, budget)
@@ -77,9 +94,23 @@ def largest_batch(config: ModelConfig, budget: int, limit: int | None) -> int:
 
 
 def measure(load: Load, model: Decoder, *, steps: int, calls: int, gb_s: float) -> dict[str, Any]:
-    """The cell's figures. steps: of a device call.  calls: timed ones, after one to warm up."""
+    """Measure one load.
+
+    Args:
+        load: what to decode with.
+        model: its model, with random weights.
+        steps: decode steps a device call.
+        calls: device calls that are timed, after one to warm up.
+        gb_s: the bandwidth of device memory in GB/s (10**9 bytes), for the roofline.
+
+    Returns:
+        The cell: the median over calls of the time of a step, and what belongs to it.
+
+    Raises:
+        AssertionError: the device's evictions or lengths are not those that were counted.
+    """
     config, rule = model.config, load.rule
-    policy, parameters = (Full(), ()) if load.policy == "full" else random_parameters(
+    policy, parameters = (Full(), ()) if load.policy == "full" else bind_untrained(
         get_policy(load.policy)(), config
     )  # fmt: skip
     engine = Engine(
@@ -128,13 +159,30 @@ def measure(load: Load, model: Decoder, *, steps: int, calls: int, gb_s: float) 
 
 
 def _start_lengths(rule: Retention, batch: int, evicts: bool, steps: int) -> np.ndarray:
-    """Spread evenly over the cycle, one row about to evict; without eviction over the buffer less ``steps`` slots."""
+    """Occupied slots of each row at the start, int32 [B].
+
+    They are spread evenly over the cycle, with one row about to evict; without eviction over the buffer less ``steps``
+    slots, so that no row outgrows it.
+    """
     low, high = (rule.retain, rule.budget - 1) if evicts else (1, rule.budget - 1 - steps)
     return np.linspace(high, low, batch, endpoint=False).round().astype(np.int32)
 
 
-def _count(length: np.ndarray, evictions: np.ndarray, steps: int, rule: Retention, evicts: bool):
-    """Advances ``length`` in place by ``steps``; returns slots attended to in a step on average, and the evictions."""
+def _count(
+    length: np.ndarray, evictions: np.ndarray, steps: int, rule: Retention, evicts: bool
+) -> tuple[float, np.ndarray]:
+    """Follow all rows through ``steps`` decode steps.
+
+    Args:
+        length: occupied slots of each row, [B]; advanced in place.
+        evictions: of each row so far, [B].
+        steps: decode steps.
+        rule: the budget, and what an eviction keeps.
+        evicts: whether the policy evicts.
+
+    Returns:
+        Slots that a step reads on average, over all rows together; and the evictions of each row afterwards.
+    """
     seen, evictions = 0, evictions.copy()
     for _ in range(steps):
         length += 1
@@ -145,10 +193,14 @@ def _count(length: np.ndarray, evictions: np.ndarray, steps: int, rule: Retentio
     return seen / steps, evictions
 
 
-def _filled(state: Any, length: np.ndarray) -> Any:
-    """The state of rows in mid-thought: random keys and values, positions in order, random scores."""
+def _filled(state: DecodeState, length: np.ndarray) -> DecodeState:
+    """The state of rows that have been decoding for a while.
+
+    Keys, values and the policy's scores are random, positions ascend from 0, and ``length`` slots of each row, [B], are
+    occupied.
+    """
     batch, cache = len(length), state.cache
-    # Random numbers take memory beside the buffer, which may be nearly all there is: those of one row do for all.
+    # The buffer may take nearly all of the memory, so random numbers are drawn for one row and copied to the others.
     alike = lambda x, key: x.at[:].set(jax.random.normal(key, x.shape[1:], x.dtype)[None])
     draw = jax.jit(alike, donate_argnums=0)
     keys = iter(jax.random.split(jax.random.key(1), 2 * len(cache.layers) + 1))

@@ -1,4 +1,4 @@
-"""On the device: each op against its reference, the bandwidth of a copy, and the time of decode attention alone."""
+"""Each op against its reference, the bandwidth of a copy, and the time of decode attention alone, on this device."""
 
 import collections
 import functools
@@ -18,24 +18,34 @@ from jkv.ops.insert import insert
 from jkv.ops.insert import reference as insert_reference
 
 Shape = tuple[int, int, int, int, int]  # B, K, G, S, H
-TOLERANCE = 1e-2  # of the largest number, bfloat16
+TOLERANCE = 1e-2  # error allowed in bfloat16, relative to the largest number of the result
 
 
 def _by_xla(q, k_new, v_new, k, v, slot, length, *, scale):
+    """Insert, then attention and its weights, by XLA's ops."""
     k, v = insert(k, v, k_new, v_new, slot, implementation="xla")
     return xla.decode_attention(q, k, v, length, scale=scale), k, v, xla.attention_weights(q, k, length, scale=scale)
 
 
 def _by_pallas(*arrays, scale):
-    return dispatch.pallas("decode_attention", gpu=pallas_gpu.decode_attention)(*arrays, scale=scale, weights=True)
+    """The same by the kernel, which does all of it at once."""
+    return dispatch.pallas(gpu=pallas_gpu.decode_attention)(*arrays, scale=scale, weights=True)
 
 
 ATTENTION: dict[str, Callable[..., Any]] = {"xla": _by_xla, "pallas": _by_pallas}
 
 
 def checks(name: str, shape: Shape) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What each op's cell is made by, under its name: the largest error over the largest number, and whether it is
-    within TOLERANCE; or why implementation ``name`` can't run."""
+    """Comparisons of each op with its reference in plain float32.
+
+    Args:
+        name: the implementation to compare, xla or pallas.
+        shape: of the buffer and the queries.
+
+    Returns:
+        A function for each op, by the name of its cell in the record. Each returns the cell: the largest error divided
+        by the largest number, and whether that is within `TOLERANCE`; or why the implementation can't run here.
+    """
     label = "{}, B{} K{} G{} S{} H{}".format(name, *shape)
     case = functools.cache(functools.partial(_case, *shape))
     return {
@@ -46,7 +56,11 @@ def checks(name: str, shape: Shape) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def _case(batch: int, kv_heads: int, group: int, slots: int, dim: int) -> tuple[jax.Array, ...]:
-    """q, k_new, v_new, k, v, slot, length. Row lengths include S and, with several rows, 0; dead slots hold NaN."""
+    """q, k_new, v_new, k, v, slot, length.
+
+    Rows of all lengths, S and (where there are several rows) 0 among them. Slots behind a row's length hold NaN, which
+    shows in the result if they are read.
+    """
     keys = jax.random.split(jax.random.key(slots + group), 5)
     shapes = [(batch, kv_heads * group, dim), *[(batch, kv_heads, dim)] * 2, *[(batch, kv_heads, slots, dim)] * 2]
     q, k_new, v_new, k, v = (jax.random.normal(*pair, jnp.bfloat16) for pair in zip(keys, shapes, strict=True))
@@ -60,6 +74,7 @@ def _case(batch: int, kv_heads: int, group: int, slots: int, dim: int) -> tuple[
 
 
 def _cell(error: Callable[[], float]) -> dict[str, Any]:
+    """The cell of one comparison."""
     try:
         found = error()
     except NotImplementedError as reason:
@@ -68,6 +83,7 @@ def _cell(error: Callable[[], float]) -> dict[str, Any]:
 
 
 def _attention_error(function: Callable[..., Any], case: tuple[jax.Array, ...]) -> float:
+    """The largest error of attention's output and weights, and of the buffers after the insert."""
     q, k_new, v_new, k, v, slot, length = case
     scale = q.shape[2] ** -0.5
     out, k_found, v_found, weights = jax.jit(lambda *arrays: function(*arrays, scale=scale))(*case)
@@ -82,12 +98,14 @@ def _attention_error(function: Callable[..., Any], case: tuple[jax.Array, ...]) 
 
 
 def _insert_error(name: str, case: tuple[jax.Array, ...]) -> float:
+    """The error of both buffers after an insert."""
     _, k_new, v_new, k, v, slot, _ = case
     found = jax.jit(lambda *arrays: insert(*arrays, implementation=name))(k, v, k_new, v_new, slot)
     return max(map(_error, found, insert_reference.insert(k, v, k_new, v_new, slot)))
 
 
 def _compact_error(name: str, case: tuple[jax.Array, ...]) -> float:
+    """The error of both buffers after a compaction that keeps seven eighths of the slots, in every other row."""
     *_, k, v, _, _ = case
     batch, slots = k.shape[0], k.shape[2]
     rng = np.random.default_rng(0)
@@ -99,13 +117,13 @@ def _compact_error(name: str, case: tuple[jax.Array, ...]) -> float:
         got, expected = np.array(after), np.array(before)
         for b in np.flatnonzero(rows):
             expected[b, :, : source.shape[1]] = expected[b][:, source[b]]
-            got[b, :, source.shape[1] :] = expected[b, :, source.shape[1] :]  # dead now: they may hold anything
+            got[b, :, source.shape[1] :] = expected[b, :, source.shape[1] :]  # free slots may hold anything
         errors.append(_error(got, expected))
     return max(errors)
 
 
 def _error(got: Any, expected: Any) -> float:
-    """Largest difference over the largest number; NaN must meet NaN."""
+    """The largest difference divided by the largest expected number; infinity if NaN stands in different places."""
     got, expected = (np.asarray(x, np.float32) for x in (got, expected))
     if not np.array_equal(np.isnan(got), np.isnan(expected)):
         return float("inf")
@@ -114,7 +132,15 @@ def _error(got: Any, expected: Any) -> float:
 
 
 def copy_bandwidth(size: int, calls: int = 20) -> dict[str, Any]:
-    """Bytes a second, read and written, of a copy of ``size`` bytes on the device: the median."""
+    """The bandwidth of a copy on the device.
+
+    Args:
+        size: bytes that are copied.
+        calls: copies that are timed together.
+
+    Returns:
+        The cell: 'gb_s', the median of bytes read and written in 10**9 bytes a second, and what it comes from.
+    """
     data = jax.random.normal(jax.random.key(0), (size // 4,))
     copy = jax.jit(lambda x: x + 1)
     seconds = _seconds_each(lambda: copy(data), calls)
@@ -122,7 +148,17 @@ def copy_bandwidth(size: int, calls: int = 20) -> dict[str, Any]:
 
 
 def attention_time(name: str, shape: Shape, calls: int = 20) -> dict[str, Any]:
-    """Milliseconds a call of decode attention (with its insert), rows full but one slot, and the bandwidth that is."""
+    """The time of decode attention with its insert, in rows of which the insert fills the last slot.
+
+    Args:
+        name: the implementation, xla or pallas.
+        shape: of the buffer and the queries.
+        calls: calls that are timed together.
+
+    Returns:
+        The cell: 'ms', the median of a call; 'gb_s', the bandwidth at which the buffer is then read, in 10**9 bytes a
+        second. Or why the implementation can't run here.
+    """
     batch, kv_heads, group, slots, dim = shape
     keys = jax.random.split(jax.random.key(0), 5)
     q = jax.random.normal(keys[0], (batch, kv_heads * group, dim), jnp.bfloat16)
@@ -130,7 +166,10 @@ def attention_time(name: str, shape: Shape, calls: int = 20) -> dict[str, Any]:
     k, v = (jax.random.normal(key, (batch, kv_heads, slots, dim), jnp.bfloat16) for key in keys[3:])
     slot, length = jnp.full((batch,), slots - 1, jnp.int32), jnp.full((batch,), slots, jnp.int32)
 
-    def attend(q, k_new, v_new, k, v, slot, length):
+    def attend(
+        q: jax.Array, k_new: jax.Array, v_new: jax.Array, k: jax.Array, v: jax.Array, slot: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Output, and both buffers, which are donated."""
         return ATTENTION_ALONE[name](q, k_new, v_new, k, v, slot, length, scale=dim**-0.5)[:3]
 
     try:
@@ -139,7 +178,8 @@ def attention_time(name: str, shape: Shape, calls: int = 20) -> dict[str, Any]:
         return {"skipped": str(reason)}
     buffers = [k, v]
 
-    def once():
+    def once() -> list[jax.Array]:
+        """One call, on the buffers that the last one returned."""
         _, *buffers[:] = step(q, *new, *buffers, slot, length)
         return buffers
 
@@ -149,18 +189,19 @@ def attention_time(name: str, shape: Shape, calls: int = 20) -> dict[str, Any]:
 
 
 def _xla_alone(q, k_new, v_new, k, v, slot, length, *, scale):
+    """Insert and attention by XLA's ops, without attention weights."""
     k, v = insert(k, v, k_new, v_new, slot, implementation="xla")
     return xla.decode_attention(q, k, v, length, scale=scale), k, v
 
 
 ATTENTION_ALONE: dict[str, Callable[..., Any]] = {
     "xla": _xla_alone,
-    "pallas": dispatch.pallas("decode_attention", gpu=pallas_gpu.decode_attention),
+    "pallas": dispatch.pallas(gpu=pallas_gpu.decode_attention),
 }
 
 
 def _seconds_each(function: Callable[[], Any], calls: int) -> list[float]:
-    """Of a call, five times. Each time so many are queued at once: the device never waits for the host."""
+    """Seconds a call, measured five times. ``calls`` are queued at once, so that the device is never idle."""
     jax.block_until_ready(function())
     seconds = []
     for _ in range(5):

@@ -1,6 +1,7 @@
 """transformers' ``generate`` on the same GPU, in a process of its own: JAX and PyTorch don't share a GPU's memory.
 
-Run as ``python -m jkv.benchmark.gpu_rival``: reads a request from stdin, writes the figures to stdout, both JSON.
+``python -m jkv.benchmark.gpu_rival`` is that process. It reads a request from stdin and writes the figures to stdout,
+both as JSON.
 """
 
 import json
@@ -13,7 +14,18 @@ from jkv.models.config import Llama3Scaling, ModelConfig
 
 
 def ask(config: ModelConfig, *, batch: int, prompt: int, new_tokens: int, seconds: float) -> dict[str, Any]:
-    """Figures of ``generate`` with a full cache (DynamicCache, greedy, random weights), or why there are none."""
+    """Measure ``generate`` with a full cache (DynamicCache), greedy, with random weights, in another process.
+
+    Args:
+        config: the model's.
+        batch: rows.
+        prompt: tokens of each prompt.
+        new_tokens: tokens that each is continued by.
+        seconds: how long the process may take in all.
+
+    Returns:
+        The cell: the figures of a decode step without the prompt; or why there are none.
+    """
     scaling = config.rope_scaling
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if isinstance(scaling, Llama3Scaling):
@@ -41,7 +53,8 @@ def ask(config: ModelConfig, *, batch: int, prompt: int, new_tokens: int, second
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _measure(request: dict[str, Any]) -> dict[str, Any]:
+    """The cell that a request asks for."""
     try:
         import torch
         import transformers
@@ -61,6 +74,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         ids = torch.randint(3, request["settings"]["vocab_size"], (request["batch"], request["prompt"]))
 
     def seconds(new_tokens: int) -> float:
+        """Seconds that reading the prompts and drawing ``new_tokens`` takes."""
         torch.cuda.synchronize()
         started = time.perf_counter()
         with torch.inference_mode():
@@ -75,7 +89,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     new_tokens = request["new_tokens"]
     try:
         seconds(2)
-        # The prompt is read in both: the difference is decoding alone.
+        # Both read the prompt, so their difference is the time of ``new_tokens`` decode steps.
         short, long = seconds(1), seconds(1 + new_tokens)
     except torch.cuda.OutOfMemoryError:
         return {"skipped": "out of memory"}
@@ -88,4 +102,4 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.load(sys.stdin))))
+    print(json.dumps(_measure(json.load(sys.stdin))))

@@ -1,14 +1,15 @@
-"""What each policy costs: decode time beside the full cache's at the same buffer size and the same occupancy.
+"""What each policy costs: decode time beside that of the full cache, with the same buffer and the same occupied slots.
 
-The rows of every contestant go from ``retain`` to ``budget`` occupied slots, over and over: a policy because it evicts,
-the full cache because its rows' lengths are set back from outside. So the difference is what needs, scoring and
-eviction cost. Machines drift: the full cache is measured before and after every contestant, and what counts is the
-median over turns of the ratio to the mean of the two.
+The rows of every contestant grow from ``retain`` to ``budget`` occupied slots, over and over: a policy's because it
+evicts, the full cache's because this benchmark sets their lengths back. So the difference is the cost of what the
+policy needs, of its scoring and of eviction. Machines drift, so the full cache is measured before and after every
+contestant. What is reported is the median over turns of the ratio to the mean of the two.
 """
 
 import dataclasses
 import pathlib
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,21 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from jkv.config.bench import BenchConfig
 from jkv.engine.engine import Engine
-from jkv.engine.events import Request
+from jkv.engine.events import Completion, Eviction, Progress, Request
 from jkv.errors import UserError
 from jkv.files.whole import write_json
 from jkv.models import Decoder
 from jkv.models.config import ModelConfig
-from jkv.policies import Full, Retention, get_policy, policy_names
-from jkv.policies.untrained import random_parameters
+from jkv.policies import Full, Policy, Retention, get_policy, policy_names
+from jkv.policies.untrained import bind_untrained
 
 
-def compare_policies(config: Any) -> dict[str, Any]:
-    """Run the comparison of a BenchConfig, print its table, return (and optionally write) the figures."""
+def compare_policies(config: BenchConfig) -> dict[str, Any]:
+    """Run the comparison and print its table.
+
+    Args:
+        config: the random model, the load, which policies (all that evict, unless given), and how many turns.
+
+    Returns:
+        The figures, which are also written to ``config.json`` if that names a file.
+
+    Raises:
+        UserError: there is no such policy, or the load is too short for an eviction.
+    """
     model_config = ModelConfig(
         "llama", config.vocab, config.d_model, config.d_ff, config.layers, config.heads, config.kv_heads,
         config.d_model // config.heads, 1e4,
@@ -46,24 +58,25 @@ def compare_policies(config: Any) -> dict[str, Any]:
             f"{config.new_tokens} new tokens in a budget of {budget} hold no eviction", where="--new-tokens"
         )
     cycles = config.new_tokens // interval
+    # The prompts fill all slots that an eviction keeps, so they can't be pinned.
     prompts = np.random.default_rng(0).integers(3, config.vocab, (config.batch_size, retain))
     full = _Contestant(model, Full(), Retention(budget, budget), (), prompts, interval)
     contestants = {}
     for name in names:
-        policy, parameters = random_parameters(get_policy(name)(), model_config)
-        rule = Retention(budget, retain, min(interval, retain // 2), policy.sinks)  # a prompt this long isn't pinned
+        policy, parameters = bind_untrained(get_policy(name)(), model_config)
+        rule = Retention(budget, retain, min(interval, retain // 2), policy.sinks)
         contestants[name] = _Contestant(model, policy, rule, parameters, prompts, interval)
     ratios: dict[str, list[float]] = {name: [] for name in names}
     steps: list[float] = []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with ProgressBar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("warm-up", total=(config.turns + 1) * len(names))
         for turn in range(config.turns + 1):
             before = full.seconds_a_step(cycles)
             for name, contestant in contestants.items():
                 bar.update(task, description=f"{'compiling and warm-up' if turn == 0 else f'turn {turn}'}: {name}")
-                mine, after = contestant.seconds_a_step(cycles), full.seconds_a_step(cycles)
+                own, after = contestant.seconds_a_step(cycles), full.seconds_a_step(cycles)
                 if turn:
-                    ratios[name].append(2 * mine / (before + after))
+                    ratios[name].append(2 * own / (before + after))
                     steps.append(after)
                 before = after
                 bar.advance(task)
@@ -75,26 +88,38 @@ def compare_policies(config: Any) -> dict[str, Any]:
 
 
 class _Unchecked(Engine):
-    """An engine that takes requests longer than its buffer under policy full: the bench sets its rows back."""
+    """An Engine that takes requests longer than its buffer under policy full, since the rows are set back in time."""
 
     def check(self, request: Request, where: str = "") -> None:
+        """Accept any request."""
         del request, where
 
 
 class _Contestant:
-    """An engine that decodes on and on; a device call makes ``interval`` steps, one eviction's worth."""
+    """An engine whose rows never end.
 
-    def __init__(self, model, policy, rule, parameters, prompts, interval):
+    Args:
+        model: what all contestants decode with.
+        policy: ready to run.
+        rule: its budget, and what an eviction keeps.
+        parameters: of the policy.
+        prompts: token ids, [B, retain].
+        interval: decode steps a device call: as many as there are from one eviction to the next.
+    """
+
+    def __init__(
+        self, model: Decoder, policy: Policy, rule: Retention, parameters: Any, prompts: np.ndarray, interval: int
+    ) -> None:
         self.engine = _Unchecked(
             model, policy=policy, rule=rule, batch_size=len(prompts), eos_ids=(), parameters=parameters,
             steps_per_call=interval,
         )  # fmt: skip
         requests = [Request(str(i), tuple(map(int, ids)), 1 << 30) for i, ids in enumerate(prompts)]
-        self.calls = self.engine.run(requests)
+        self.calls: Iterator[Completion | Eviction | Progress] = self.engine.run(requests)
         self.evicts, self.retain = policy.evicts, prompts.shape[1]
 
     def seconds_a_step(self, calls: int) -> float:
-        """Of ``calls`` calls of the device."""
+        """Mean seconds a decode step, over ``calls`` device calls."""
         timings = self.engine.timings
         seconds, steps, evictions = timings.decode, timings.steps, self._evictions()
         for _ in range(calls):
@@ -110,7 +135,8 @@ class _Contestant:
         return int(self.engine.state.evictions[0])
 
 
-def _figures(config: Any, retain: int, ratios: dict[str, list[float]], full_step: float) -> dict[str, Any]:
+def _figures(config: BenchConfig, retain: int, ratios: dict[str, list[float]], full_step: float) -> dict[str, Any]:
+    """What `compare_policies` returns. ratios: to the full cache's time, by policy and turn.  full_step: seconds."""
     typical = {name: statistics.median(values) for name, values in ratios.items()}
     rows = {
         name: {
@@ -132,6 +158,7 @@ def _figures(config: Any, retain: int, ratios: dict[str, list[float]], full_step
 
 
 def _table(figures: dict[str, Any]) -> Table:
+    """The figures of `compare_policies` as a table, the cheapest policy first."""
     c = figures["config"]
     table = Table(
         title=f"Policies on {figures['device']}: batch {c['batch_size']}, budget {c['budget']}, retain "

@@ -1,4 +1,4 @@
-"""Shapes of the models that measurements are made at, with random weights: two of R1-Distill and a tiny one."""
+"""Configs of the models that are measured, with random weights: two of R1-Distill, and a tiny one to try the script."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from jkv.planning.models import model_config
 
 
 def _shape(name: str) -> ModelConfig:
-    """A shipped config. No token ends a row: random weights draw any."""
+    """A shipped config without end-of-sequence tokens: random weights draw any token, and rows should not end."""
     return dataclasses.replace(model_config(name), bos_id=None, eos_ids=())
 
 

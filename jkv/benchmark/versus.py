@@ -1,4 +1,7 @@
-"""jkv against transformers: full cache and a budget, turn by turn, and the distance to the memory's floor."""
+"""jkv beside transformers, with the full cache and with a budget, and each beside the time that reading weights takes.
+
+Contestants take turns. What is reported is the median over turns of the ratio to transformers in the same turn.
+"""
 
 import pathlib
 import statistics
@@ -10,21 +13,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from jkv.config.bench import BenchConfig
 from jkv.engine.engine import Engine
 from jkv.engine.events import Completion, Request
 from jkv.errors import UserError
 from jkv.files.whole import write_json
 from jkv.load import load
-from jkv.policies import Retention, get_policy
+from jkv.models import Decoder
+from jkv.policies import Policy, Retention, get_policy
 from jkv.policies.full import Full
 
 
-def versus(config: Any) -> dict[str, Any]:
-    """Run the comparison of a BenchConfig, print its table, return (and optionally write) the figures."""
+def versus(config: BenchConfig) -> dict[str, Any]:
+    """Run the comparison and print its table.
+
+    Args:
+        config: the random model, the load, and how many turns.
+
+    Returns:
+        The figures, which are also written to ``config.json`` if that names a file.
+
+    Raises:
+        UserError: PyTorch isn't installed, there is no such policy, or the prompts don't fit the budget.
+    """
     console = Console()
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, config.vocab, (config.batch_size, config.prompt_tokens))
@@ -34,12 +50,12 @@ def versus(config: Any) -> dict[str, Any]:
     slots = config.prompt_tokens + config.new_tokens
     full = Retention(slots, slots)
     eighth = max(1, config.budget // 8)
-    tight = Retention(config.budget, config.budget - eighth, window=eighth)
+    budgeted = Retention(config.budget, config.budget - eighth, window=eighth)
     contestants: dict[str, Callable[[], None]] = {
         "transformers, full cache": _transformers(reference, prompts, config.new_tokens),
         "jkv, full cache": _jkv(model, prompts, config, Full(), full),
         f"jkv, {config.policy}, budget {config.budget}": _jkv(
-            model, prompts, config, get_policy(config.policy)(), tight
+            model, prompts, config, get_policy(config.policy)(), budgeted
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -62,7 +78,8 @@ def versus(config: Any) -> dict[str, Any]:
     return figures
 
 
-def _random_llama(config: Any, directory: pathlib.Path) -> Any:
+def _random_llama(config: BenchConfig, directory: pathlib.Path) -> Any:
+    """A transformers.LlamaForCausalLM with random weights, which are also saved to a directory for jkv to read."""
     try:
         import torch
         import transformers
@@ -81,11 +98,13 @@ def _random_llama(config: Any, directory: pathlib.Path) -> Any:
 
 
 def _transformers(model: Any, prompts: np.ndarray, new_tokens: int) -> Callable[[], None]:
+    """A function that continues all prompts with `generate` of a transformers model."""
     import torch
 
     ids = torch.from_numpy(prompts)
 
     def run() -> None:
+        """One run, of as many tokens as it should have."""
         with torch.inference_mode():
             out = model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new_tokens,
@@ -96,11 +115,15 @@ def _transformers(model: Any, prompts: np.ndarray, new_tokens: int) -> Callable[
     return run
 
 
-def _jkv(model: Any, prompts: np.ndarray, config: Any, policy: Any, rule: Retention) -> Callable[[], None]:
+def _jkv(
+    model: Decoder, prompts: np.ndarray, config: BenchConfig, policy: Policy, rule: Retention
+) -> Callable[[], None]:
+    """A function that continues all prompts with an Engine, which compiles in the first run."""
     engine = Engine(model, policy=policy, rule=rule, batch_size=len(prompts), eos_ids=())
     requests = [Request(str(i), tuple(map(int, ids)), config.new_tokens) for i, ids in enumerate(prompts)]
 
     def run() -> None:
+        """One run, of as many tokens as it should have, with evictions if there should be some."""
         tokens = evictions = 0
         for event in engine.run(requests):
             if isinstance(event, Completion):
@@ -112,16 +135,14 @@ def _jkv(model: Any, prompts: np.ndarray, config: Any, policy: Any, rule: Retent
     return run
 
 
-def _weight_bytes(model: Any) -> int:
-    """Bytes a step must read: all weights but the embedding table (a row of it a token), unless it is also the head."""
-    from flax import nnx
-
+def _weight_bytes(model: Decoder) -> int:
+    """Bytes of weights that a step reads: all but the embedding (of that a row a token), unless it is the head, too."""
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     return total if model.config.tied_head else total - model.embed[...].nbytes
 
 
 def _read_bandwidth(size: int = 1 << 28) -> float:
-    """Bytes a second that a plain sum reads from memory, best of three."""
+    """Bytes/s at which a plain sum of ``size`` bytes reads memory, the best of three times."""
     data = jnp.ones((size // 4,), jnp.float32)
     read = jax.jit(lambda x: x.reshape(64, -1).sum(axis=1))
     jax.block_until_ready(read(data))
@@ -133,7 +154,13 @@ def _read_bandwidth(size: int = 1 << 28) -> float:
     return size / min(times)
 
 
-def _figures(config: Any, seconds: dict[str, list[float]], bandwidth: list[float], weight_bytes: int) -> dict[str, Any]:
+def _figures(
+    config: BenchConfig, seconds: dict[str, list[float]], bandwidth: list[float], weight_bytes: int
+) -> dict[str, Any]:
+    """What `versus` returns. seconds: of each contestant, by turn.  bandwidth: bytes/s, by turn.
+
+    The floor is the time in which a step's weights can be read, attention left out.
+    """
     tokens = config.batch_size * config.new_tokens
     base = next(iter(seconds))
     floor = weight_bytes / statistics.median(bandwidth)
@@ -158,6 +185,7 @@ def _figures(config: Any, seconds: dict[str, list[float]], bandwidth: list[float
 
 
 def _table(figures: dict[str, Any]) -> Table:
+    """The figures of `versus` as a table."""
     table = Table(title=f"tokens/s on {figures['device']}, medians of {figures['config']['turns']} turns")
     for heading in ("", "tokens/s", "x transformers", "ms a step", "x floor"):
         table.add_column(heading, justify="left" if not heading else "right")

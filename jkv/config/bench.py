@@ -7,38 +7,38 @@ from jkv.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """A random Llama and a load for it; the defaults are the comparison that the README quotes."""
+    """A random Llama and what it decodes. The defaults are the comparison in docs/performance.md."""
 
     layers: int = 12
-    """L"""
+    """decoder layers (L)"""
     d_model: int = 512
-    """D"""
+    """width of the model (D)"""
     heads: int = 8
-    """N"""
+    """query heads (N)"""
     kv_heads: int = 4
-    """K"""
+    """KV heads (K)"""
     d_ff: int = 1376
-    """F"""
+    """width of the feed-forward layers (F)"""
     vocab: int = 4096
-    """V"""
+    """tokens in the vocabulary (V)"""
     batch_size: int = 8
     """prompts decoded together"""
     prompt_tokens: int = 64
-    """tokens of each prompt"""
+    """tokens in each prompt"""
     new_tokens: int = 1024
-    """tokens each of them is continued by"""
+    """new tokens for each prompt"""
     budget: int = 256
-    """KV slots of jkv's budgeted contestant"""
+    """KV slots of each row, where jkv decodes within a budget"""
     policy: str = "window"
-    """its eviction policy"""
+    """eviction policy, where jkv decodes within a budget"""
     policies: bool = False
-    """compare the cost of all policies instead; needs no PyTorch"""
+    """compare the cost of the eviction policies instead; needs no PyTorch"""
     only: list[str] | None = None
-    """with --policies: these, and window"""
+    """with --policies: measure window and these policies only (default: all)"""
     turns: int = 5
-    """how often each contestant runs, after one warm-up"""
+    """measured runs of each contestant, after one warm-up"""
     json: str | None = None
-    """also write the figures to this file"""
+    """JSON file to write the figures to, besides printing them"""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -8,22 +8,23 @@ from jkv.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateConfig:
-    """What to measure on."""
+    """The model, and the prompts that its queries are measured on."""
 
     model: str = "demo-llama"
     dtype: Literal["float32", "bfloat16"] | None = None
-    """of weights and activations (default: float32 on CPU, bfloat16 elsewhere)"""
+    """data type of weights and activations (default: float32 on CPU, bfloat16 elsewhere)"""
     task: str = "demo"
-    """whose prompts are completed: demo, or FILE.jsonl; not one you evaluate on"""
+    """task whose prompts are completed: demo, or FILE.jsonl; not one that you evaluate on"""
     limit: int = 32
-    """problems at most"""
+    """largest number of problems"""
     max_new_tokens: int = 2048
-    """new tokens a completion at most"""
+    """largest number of new tokens in a completion"""
     batch_size: int = 16
     seed: int = 1
-    """of all random draws; of the demo's problems, too (0 are the ones it is evaluated on)"""
+    """seed of all random draws, those of the demo's problems included; 0 gives the problems that the demo is evaluated
+    on"""
     out: str | None = None
-    """the file to write (default: query_statistics.safetensors beside the model)"""
+    """file to write (default: query_statistics.safetensors in the model's directory)"""
 
     def __post_init__(self):
         for name in ("limit", "max_new_tokens", "batch_size"):

@@ -1,4 +1,4 @@
-"""From a command's flags to its configuration: help texts are the docstrings under its fields, in named groups."""
+"""From a command's flags to its configuration, with the sections of its help."""
 
 from typing import TypeVar
 
@@ -7,8 +7,8 @@ from jkv.terminal import flags
 
 _C = TypeVar("_C")
 
-# The sections of --help, and the fields that stand in each, whichever command has them. A command's other fields come
-# first, in a section of its own.
+# The sections of --help and the fields in each, for all commands alike. A command's fields that are in none of them
+# come first.
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("model", "models", "dtype", "weights", "kv"),
     "policy and budget": (
@@ -25,12 +25,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def parse(
     cls: type[_C], argv: list[str] | None, *, prog: str, description: str | None, positional: str | None = None
 ) -> _C:
-    """``argv`` as an instance of a command's configuration.
+    """The configuration that a command's flags, and the YAML file they name, give.
 
     Args:
-        cls: a dataclass of `jkv.config`. A field without a docstring of its own means what it means in DecodeConfig.
+        cls: a dataclass of `jkv.config`. A field without a docstring has the help text of DecodeConfig's field of the
+            same name.
         argv: the arguments, None for those of this process.
-        prog: what the command is called in its help.
+        prog: the command's name in its help.
         description: the help's first lines.
         positional: the field that takes the arguments without a flag, if there is one.
 

@@ -11,80 +11,83 @@ from jkv.policies.options import make_policy, run_policy_file
 from jkv.policies.retention import retain_by_ratio
 
 DEMO_BUDGET = 128
-# New tokens a completion at most, unless --max-new-tokens says so: the demo's, and the published figure's.
+# Largest number of new tokens in a completion, unless --max-new-tokens is given: for the demo, and for other tasks, as
+# in DynTS's figure.
 DEMO_NEW_TOKENS, NEW_TOKENS = 320, 16384
-# Scores and positions meet in float32, which counts exactly to here.
+# Policies turn positions into float32 scores, and float32 counts exactly up to here.
 LONGEST = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """One run: a model, a policy in a budget, a task. A field's metadata is its help text."""
+    """One run: a model, a policy with a budget, a task, and how to sample."""
 
     model: str = "demo-llama"
-    """demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id"""
+    """model to decode with: demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id"""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)"""
+    """data type of weights, activations and KV buffer (default: float32 on CPU, bfloat16 elsewhere)"""
     weights: Literal["int8"] | None = None
-    """int8: matrices as 8-bit integers with a scale a channel (default: of --dtype)"""
+    """int8 stores the weight matrices as 8-bit integers with a scale for each channel (default: --dtype)"""
     kv: Literal["int8"] | None = None
-    """int8: keys and values as 8-bit integers with a scale a slot and head (default: of --dtype)"""
+    """int8 stores keys and values as 8-bit integers with a scale for each slot and head (default: --dtype)"""
     policy: str = "dynts"
-    """which tokens stay: dynts, expected_attention, full, gkv, h2o, keydiff, knorm, lazy, raas, random, rkv, sepllm,
-    snapkv, streaming, tova, triattention, trimkv, vase, window"""
+    """policy that chooses which tokens are evicted: dynts, expected_attention, full, gkv, h2o, keydiff, knorm, lazy,
+    raas, random, rkv, sepllm, snapkv, streaming, tova, triattention, trimkv, vase, window"""
     budget: int | None = None
-    """KV slots a row owns (demo models: 128 unless given; full: not needed)"""
+    """KV slots of each row (default: 128 for the demo models; policy full needs none)"""
     window: int | None = None
-    """newest tokens, never evicted (default: an eighth of the budget; h2o: half of what is kept)"""
+    """newest tokens that are never evicted (default: an eighth of the budget; h2o: half of the slots that stay)"""
     ratio: float | None = None
-    """after an eviction, window + floor(ratio * (budget - window)) slots stay"""
+    """instead of --retain: after an eviction, window + floor(ratio * (budget - window)) slots stay"""
     retain: int | None = None
-    """slots that stay after an eviction; budget - 1: one out, one in (default: seven eighths)"""
+    """slots that stay after an eviction; with budget - 1 each new token replaces one (default: seven eighths of the
+    budget)"""
     sinks: int | None = None
-    """oldest tokens, never evicted (default: the policy's own, 4 for streaming and vase)"""
+    """oldest tokens that are never evicted (default: the policy's own, 4 for streaming and vase, otherwise 0)"""
     pin_prompt: bool | None = None
-    """never evict the prompt (default: the policy's own, on for dynts, random and raas)"""
+    """never evict the prompt's tokens (default: the policy's own, on for dynts, random and raas)"""
     granularity: Granularity = "shared"
-    """one keep set a row, or one a layer and KV head"""
+    """shared keeps the same tokens in all layers and KV heads of a row; head chooses them for each layer and KV head"""
     options: dict[str, Any] | None = None
-    """the policy's own options, as in --options lam=0.5 queries=16 (docs/policies.md lists them)"""
+    """options of the policy, as in --options lam=0.5 queries=16; docs/policies.md lists them"""
     register: list[str] | None = None
     """Python files that register policies of your own"""
     predictor: str | None = None
-    """weights that a policy needs: FILE.safetensors or its directory (default: those beside the model)"""
+    """weights that a policy needs: FILE.safetensors or its directory (default: the model's directory)"""
     long_prompts: Literal["refuse", "evict"] = "refuse"
-    """a prompt longer than the budget is refused, or read in pieces, evicting by the policy"""
+    """refuse a prompt that is longer than the budget, or read it in pieces and evict by the policy in between"""
     task: str = "demo"
-    """demo, aime24, aime25, amc23, gpqa_d, gaokao2023en, math500, FILE.jsonl with rows {id, prompt | messages |
-    prompt_ids, answer, grading}, or the YAML of a benchmark of your own (jkv/tasks/benchmark.py)"""
+    """problems to solve: demo, aime24, aime25, amc23, gpqa_d, gaokao2023en, math500, FILE.jsonl with rows {id, prompt |
+    messages | prompt_ids, answer, grading}, or the YAML file of a benchmark of your own (jkv/tasks/benchmark.py)"""
     limit: int | None = None
-    """problems at most (default: all; demo: 64)"""
+    """largest number of problems (default: 64 for the demo, otherwise all)"""
     samples: int = 1
-    """completions a problem"""
+    """completions drawn for each problem"""
     batch_size: int = 16
     """rows decoded together"""
     max_new_tokens: int | None = None
-    """new tokens a completion at most (default: demo 320, else 16384)"""
+    """largest number of new tokens in a completion (default: 320 for the demo, otherwise 16384)"""
     temperature: float = 0.6
-    """0 is greedy"""
+    """sampling temperature; 0 always takes the likeliest token"""
     top_p: float = 0.95
-    """nucleus mass, cut before top-k; 1 switches it off"""
+    """draw from the likeliest tokens whose probabilities add up to this, applied before top-k; 1 switches it off"""
     top_k: int = 20
-    """tokens at most; 0 switches it off"""
+    """draw from this many likeliest tokens only; 0 switches it off"""
     seed: int = 0
-    """of all random draws"""
+    """seed of all random draws"""
     ignore_eos: bool = False
-    """always draw max-new-tokens"""
+    """don't stop at an end-of-sequence token: every completion has max-new-tokens"""
     implementation: Literal["auto", "xla", "pallas"] = "auto"
-    """of attention and eviction; one asked for by name runs or raises"""
+    """implementation of attention and eviction; auto takes what suits the hardware, another name runs or is an error"""
     mesh: str | None = None
-    """devices to share the work, as data=ROWS,model=HEADS; auto chooses (default: one device)"""
+    """devices that share the work, as data=ROWS,model=HEADS; auto chooses the sizes (default: one device)"""
     out: str | None = None
-    """directory for samples.jsonl, summary.json, trace.jsonl; rerun the same command to continue"""
+    """directory for samples.jsonl, summary.json and trace.jsonl; the same command continues a run (default: nothing is
+    kept)"""
     trace: bool = False
-    """write trace.jsonl, one line an eviction, for python -m jkv.view"""
+    """write trace.jsonl, a line for each eviction, which python -m jkv.view shows"""
     quiet: bool = False
-    """no progress and no sample, only errors"""
+    """print errors only: no progress, no completion, no table"""
 
     def __post_init__(self):
         for name, least in (("samples", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
@@ -109,13 +112,14 @@ class DecodeConfig:
 
     @property
     def new_tokens(self) -> int:
-        """New tokens a completion at most."""
+        """Largest number of new tokens in a completion, with the default filled in."""
         return self.max_new_tokens or (DEMO_NEW_TOKENS if self.task == "demo" else NEW_TOKENS)
 
     def make_policy(self) -> Policy:
-        """The policy with its options, after running the files that register policies. Not yet bound to a model.
+        """The policy with its options, not yet bound to a model. Runs the files of ``--register`` first.
 
-        Raises UserError for a policy, option or file that isn't there, and for a predictor that nothing would read.
+        Raises:
+            UserError: there is no such policy, option or file, or the policy takes no ``--predictor``.
         """
         for file in self.register or ():
             run_policy_file(file)
@@ -125,10 +129,17 @@ class DecodeConfig:
         return policy
 
     def retention(self, policy: Policy, *, longest: int) -> Retention:
-        """Resolve the budget words. ``longest``: tokens of the longest sequence allowed (the buffer of policy full).
+        """Budget, retain, window and sinks, with the defaults filled in.
 
-        Defaults: an eighth of the budget is evicted at a time, and the newest eighth is never evicted (h2o: half of
-        what is kept).
+        An eighth of the budget is evicted at a time, and the newest eighth is never evicted (h2o: half of the slots
+        that stay), unless the config says otherwise.
+
+        Args:
+            policy: may be bound to a model or not.
+            longest: tokens of the longest possible sequence. It is the budget of policy full if none is given.
+
+        Raises:
+            UserError: the budget is missing, or the numbers don't fit each other.
         """
         if not policy.evicts:
             budget = self.budget or longest
@@ -162,7 +173,7 @@ class DecodeConfig:
 
 
 def check_mesh_text(mesh: str | None) -> None:
-    """Raise UserError if ``--mesh`` is neither auto nor sizes."""
+    """Raise UserError if the value of ``--mesh`` is neither None nor auto nor sizes such as data=1,model=8."""
     if mesh is not None and mesh != AUTO:
         parse_mesh(mesh)
 

@@ -6,7 +6,7 @@ from typing import Any
 from jkv.errors import UserError
 from jkv.policies import Granularity
 
-# What the package can run without weights of a policy's own.
+# The policies that evict and need no trained weights of their own.
 _POLICIES = (
     "random", "window", "streaming", "sepllm", "h2o", "snapkv", "rkv", "tova", "knorm", "keydiff",
     "expected_attention", "lazy", "raas", "triattention", "vase", "gkv",
@@ -15,24 +15,29 @@ _POLICIES = (
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
-    """Which policies, in what budget, on how many probes."""
+    """Which policies to probe, with what budget, on how many probes."""
 
     model: str = "demo-llama"
-    """demo-llama or demo-qwen, or another that knows their words"""
+    """model to probe: demo-llama or demo-qwen, or another model with their vocabulary"""
     policies: list[Any] = dataclasses.field(default_factory=lambda: list(_POLICIES))
-    """names; in YAML also mappings, as in {policy: rkv, name: rkv-half, options: {lam: 0.5}}"""
+    """policies to probe, by name; in YAML also mappings, as in {policy: rkv, name: rkv-half, options: {lam: 0.5}}
+    (default: all that evict and need no trained weights)"""
     register: list[str] | None = None
     budget: int = 64
+    """KV slots of each row"""
     retain: int = 60
+    """slots that stay after an eviction"""
     window: int | None = 8
+    """newest tokens that are never evicted; null in YAML gives each policy its own"""
     sinks: int | None = None
     pin_prompt: bool = False
+    """never evict the prompt's tokens"""
     granularity: Granularity = "shared"
     probes: int = 50
-    """for each number of variables, 2 to 6"""
+    """probes for each number of variables from 2 to 6"""
     seed: int = 0
     out: str | None = None
-    """directory for probe.csv, probe.md, probe.png and probe.svg"""
+    """directory for probe.csv, probe.md, probe.png and probe.svg; must be given"""
 
     def __post_init__(self):
         if self.probes < 1:

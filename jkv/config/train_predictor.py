@@ -1,4 +1,4 @@
-"""The configuration of ``python -m jkv.train_predictor``: every flag, its default and its meaning."""
+"""The configuration of ``python -m jkv.train_predictor``."""
 
 import dataclasses
 from typing import Literal
@@ -11,84 +11,87 @@ DEMO_LIMIT = 1000
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One predictor. Defaults of the training are DynTS's published recipe (arXiv:2601.18383)."""
+    """One predictor. The defaults of the training are DynTS's published recipe (arXiv:2601.18383)."""
 
     model: str = "demo-llama"
-    """demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id"""
+    """model to train for: demo-llama, demo-qwen, a Hugging Face or converted directory, or a hub id"""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """of the model (default: float32 on CPU, bfloat16 elsewhere); the predictor is trained in float32"""
+    """data type of the model (default: float32 on CPU, bfloat16 elsewhere); the predictor is trained in float32"""
     task: str = "demo"
-    """demo, or FILE.jsonl with answers; not one you evaluate on"""
+    """problems to decode: demo, or FILE.jsonl with answers; not a task that you evaluate on"""
     out: str | None = None
-    """directory of traces, labels, checkpoints and the predictor (default: runs/predictor-MODEL)"""
+    """directory for traces, labels, checkpoints and the predictor (default: runs/predictor-MODEL)"""
     data: str | None = None
-    """another --out, whose traces and labels are used instead of making new ones"""
+    """--out of another training, whose traces and labels are used instead of new ones"""
     # traces
     limit: int | None = None
-    """problems at most (default: all; demo: 1000)"""
+    """largest number of problems (default: 1000 for the demo, otherwise all)"""
     samples: int = 1
-    """completions a problem"""
+    """completions drawn for each problem"""
     batch_size: int = 16
     """rows decoded together"""
     max_new_tokens: int | None = None
-    """new tokens a completion at most (default: 16384; demo: 320)"""
+    """largest number of new tokens in a completion (default: 320 for the demo, otherwise 16384)"""
     temperature: float = 0.6
-    """of the completions; 0 is greedy"""
+    """sampling temperature of the completions; 0 always takes the likeliest token"""
     top_p: float = 0.95
-    """nucleus of the completions; 1 switches it off"""
+    """draw from the likeliest tokens whose probabilities add up to this, applied before top-k; 1 switches it off"""
     top_k: int = 20
-    """the likeliest tokens only, after top-p; 0 switches it off"""
+    """draw from this many likeliest tokens only; 0 switches it off"""
     seed: int = 1
-    """of all random draws; of the demo's problems, too (0 are the ones it is evaluated on)"""
+    """seed of all random draws, those of the demo's problems included; for the demo not 0, whose problems it is
+    evaluated on"""
     max_length: int = 18_000
-    """longer traces are left out; tokens, prompt included"""
+    """largest number of tokens of a trace, prompt included; longer traces are left out"""
     # labels
     label: Literal["answer", "future"] = "answer"
-    """what importance is: attention from the answer, or from all that comes more than --horizon tokens later"""
+    """what a token's importance is: the attention from the answer, or from all tokens more than --horizon later"""
     horizon: int = 128
-    """tokens after which attention counts for label future"""
+    """with --label future: attention counts from more than this many tokens later"""
     layer: int | None = None
-    """whose attention input the predictor reads (default: the final norm's output)"""
+    """layer, from 0, whose attention input the predictor reads (default: the final norm's output)"""
     hidden: Literal["store", "recompute"] = "store"
-    """keep hidden states on disk (2D bytes a thinking token in bfloat16), or compute them in every epoch"""
+    """store hidden states on disk (2 D bytes for each thinking token in bfloat16), or compute them again in every
+    epoch"""
     # training
     loss: Literal["mse", "ranking"] = "mse"
-    """weighted squared error on scaled labels, or a pairwise ranking loss"""
+    """loss: weighted squared error on scaled labels (mse), or a pairwise ranking loss"""
     scaling: Literal["linear", "power"] | None = None
-    """scale * label, or scale * label^exponent / exponent (default: linear for Llama, power for Qwen)"""
+    """how labels are scaled: scale * label (linear), or scale * label^exponent / exponent (power) (default: linear for
+    Llama, power for Qwen)"""
     scale: float | None = None
-    """of labels (default: 1e4 if linear, 10 if power)"""
+    """scale of the labels (default: 1e4 if linear, 10 if power)"""
     exponent: float = 0.3
-    """of labels, if the scaling is power"""
+    """exponent of the labels, with --scaling power"""
     band_weight: float = 5.0
-    """weight in the squared error of targets from 4 to 5, all others 1"""
+    """weight of scaled labels from 4 to 5 in the squared error; all others have 1"""
     wide: int | None = None
-    """units of the first layer (default: 2D; the published predictors have 8192)"""
+    """units of the predictor's first layer (default: 2 D; the published predictors have 8192)"""
     narrow: int | None = None
-    """units of the second layer (default: D/2; the published predictors have 2048)"""
+    """units of the predictor's second layer (default: D / 2; the published predictors have 2048)"""
     learning_rate: float = 5e-4
-    """of AdamW, at the end of the warm-up"""
+    """learning rate of AdamW at the end of the warm-up"""
     weight_decay: float = 0.01
-    """of AdamW"""
+    """weight decay of AdamW"""
     warm_up: float = 0.1
-    """share of the steps with a rising learning rate; a cosine to 0 follows"""
+    """share of the steps during which the learning rate rises; it then falls to 0 along a cosine"""
     clip: float = 1.0
-    """largest norm of a step's gradients"""
+    """largest norm of a step's gradient; a longer one is shortened to it"""
     epochs: int = 15
-    """times that every trace is seen"""
+    """passes over all traces"""
     batch: int = 256
-    """traces a step"""
+    """traces in a step"""
     micro_batch: int = 8
-    """traces of a step computed at a time: memory, not the result, depends on it but for rounding"""
+    """traces of a step that are computed at once; changes memory, and the result by rounding only"""
     held_out: float = 0.1
-    """share of the problems to validate on"""
+    """share of the problems that are held out for validation"""
     save_every: int = 1
-    """steps between checkpoints"""
+    """steps between two checkpoints"""
     mesh: str | None = None
-    """devices for traces and labels, as data=ROWS,model=HEADS; auto chooses (default: one device for traces, all for
-    labels with the whole model on each)"""
+    """devices that share traces and labels, as data=ROWS,model=HEADS; auto chooses the sizes (default: one device for
+    traces; for labels all of them, with the whole model on each)"""
     quiet: bool = False
-    """print nothing but errors"""
+    """print errors only"""
 
     def __post_init__(self):
         least = {
@@ -117,7 +120,7 @@ class TrainConfig:
 
     @property
     def directory(self) -> str:
-        """``out``, or a name made of the model's."""
+        """``out``, or by default a directory named after the model."""
         return self.out or f"runs/predictor-{self.model.rstrip('/').rsplit('/', 1)[-1]}"
 
 

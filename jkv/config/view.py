@@ -13,19 +13,19 @@ class ViewConfig:
     """Which sample of which runs, and where the page goes."""
 
     runs: list[str] = dataclasses.field(default_factory=list)
-    """what --out was in a decode run with --trace; more than one: side by side"""
+    """directories of runs made with python -m jkv.decode --trace; several are shown side by side"""
     beside: str | None = None
-    """one more run, to the right"""
+    """one more run, shown to the right of the others"""
     id: str | None = None
-    """of the problem (default: that of the sample with the most evictions)"""
+    """id of the problem (default: that of the sample with the most evictions)"""
     sample: int | None = None
     """number of the completion, from 0 (default: the one with the most evictions)"""
     eviction: int | None = None
-    """show it after so many evictions (default: at its end)"""
+    """show the sample after this many evictions (default: at its end)"""
     out: str | None = None
-    """the page to write (default: view.html in the first run's directory)"""
+    """page to write, an .html file (default: view.html in the first run's directory)"""
     picture: str | None = None
-    """also write a picture, for papers: FILE.png, .svg or .pdf"""
+    """picture to write as well: FILE.png, .svg or .pdf"""
 
     def __post_init__(self):
         if not self.every_run:

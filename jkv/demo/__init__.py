@@ -1,1 +1,1 @@
-"""The demo: a task that needs memory, and two small models trained on it."""
+"""The demo: a task that needs memory, and two small models trained on it. README.md describes both."""

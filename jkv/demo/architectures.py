@@ -1,4 +1,4 @@
-"""The two demo models: three layers, four query heads over two KV heads, tied head; about half a million parameters."""
+"""The configurations of the two demo models, which have about half a million parameters each."""
 
 from typing import Any, Literal
 
@@ -21,13 +21,13 @@ _VARYING: dict[str, dict[str, Any]] = {
 
 
 def model_config(arch: Literal["llama", "qwen2"]) -> ModelConfig:
-    """The demo model of an architecture."""
-    words = tokenizer.vocabulary()
+    """The configuration of the demo model with this architecture."""
+    vocabulary = tokenizer.vocabulary()
     return ModelConfig(
         architecture=arch,
-        vocab_size=len(words),
-        bos_id=words[tokenizer.BOS],
-        eos_ids=(words[tokenizer.EOS],),
+        vocab_size=len(vocabulary),
+        bos_id=vocabulary[tokenizer.BOS],
+        eos_ids=(vocabulary[tokenizer.EOS],),
         **_SHARED,
         **_VARYING[arch],
     )

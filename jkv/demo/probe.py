@@ -1,7 +1,8 @@
-"""A probe of memory, built from the demo task: a fact stated once, early in a thought, and asked for at its end.
+"""A memory probe, made from the demo task: a fact is stated once, early in a thought, and asked for at the end.
 
-The fact is the value of ``a``, worked out in the thought's first block and used by no other. The rest of the thought is
-about other variables. Prompt and thought are given, up to ``</think> a``; the next token should be the value.
+The fact is the value of ``a``, which the first block of the thought computes and no other block uses. The rest of the
+thought is about other variables. The model is given the prompt and the thought up to ``</think> a``; the next token
+should be the value.
 """
 
 import dataclasses
@@ -15,7 +16,14 @@ FACT = "a"
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """text: what is given.  fact: index of the word that states the value for good ('so a 7 keep').  value: of a."""
+    """One question.
+
+    Attributes:
+        id: 'probe-VARIABLES-INDEX'.
+        text: what the model is given.
+        fact: index in ``text`` of the word that states the value: the 7 in 'so a 7 keep'.
+        value: of ``a``, a digit.
+    """
 
     id: str
     text: str
@@ -24,28 +32,35 @@ class Probe:
 
     @property
     def length(self) -> int:
-        """Words given; a word is a token."""
+        """Words of the text. Each is one token."""
         return len(self.text.split())
 
 
 def probes(n: int, *, seed: int = 0, variables: tuple[int, ...] = (2, 3, 4, 5, 6)) -> list[Probe]:
-    """``n`` probes for each number of variables: the more there are, the longer ago the fact was stated."""
+    """Generate probes.
+
+    Args:
+        n: probes for each number of variables.
+        seed: of the draws.
+        variables: numbers of variables. With more of them the fact was stated longer ago.
+    """
     found = []
     for count in variables:
-        index = mine = 0
-        while mine < n:
-            # The fourth word keeps these draws apart from those of the task's own evaluation problems.
+        index = accepted = 0
+        while accepted < n:
+            # A seed of four numbers; the evaluation problems' seeds have three, so these are other draws.
             problem = draw_problem(
-                np.random.default_rng([EVALUATION, seed, count, index]), count, f"probe-{count}-{mine}"
+                np.random.default_rng([EVALUATION, seed, count, index]), count, f"probe-{count}-{accepted}"
             )
             index += 1
-            if _states_once(problem):
+            if _states_fact_once(problem):
                 found.append(_probe(problem))
-                mine += 1
+                accepted += 1
     return found
 
 
-def _states_once(problem: Problem) -> bool:
+def _states_fact_once(problem: Problem) -> bool:
+    """Whether the problem asks for ``a`` and no other definition uses it."""
     used = {x for d in problem.definitions[1:] for x in (d.left, d.right)}
     return FACT in problem.asked and FACT not in used
 

@@ -13,17 +13,35 @@ from jkv.files.whole import replacing
 
 
 def save(path: pathlib.Path, state: Any, step: int, run: str) -> None:
-    """Write the leaves of ``state``, the number of steps taken and the run they belong to. Atomic."""
+    """Write a training state, whole or not at all.
+
+    Args:
+        path: the file.
+        state: a pytree of arrays.
+        step: steps that were taken.
+        run: identifies the run; ``load`` compares it.
+
+    Raises:
+        OSError: it can't be written.
+    """
     leaves: dict[str, Any] = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     with replacing(path) as scratch, open(scratch, "wb") as file:
         np.savez(file, step=step, run=run, **leaves)
 
 
 def load(path: pathlib.Path, like: Any, run: str) -> tuple[Any, int]:
-    """Read what ``save`` wrote into the structure of ``like``. Returns (state, step).
+    """Read what ``save`` wrote.
+
+    Args:
+        path: the file.
+        like: a pytree of the structure, shapes and dtypes that the state must have.
+        run: as given to ``save``.
+
+    Returns:
+        The state, and the steps that were taken.
 
     Raises:
-        UserError: the file is missing or broken, or it is of another run.
+        UserError: the file is missing or damaged, or belongs to another run.
     """
     restart = "Train without --resume, or into another --out."
     try:

@@ -1,17 +1,17 @@
-"""The demo task: small systems of arithmetic that take a long thought and a long memory.
+"""The demo task: small systems of equations that need a long thought and a long memory.
 
-A problem defines 2 to 6 variables modulo 10, shuffles the definitions and asks for up to three of them. The thought
-works them out in alphabetical order, one block a variable, and ends in the asked values. What a block needs was
-written dozens to hundreds of tokens earlier (a definition in the prompt, the ``so c 3 keep`` of another block), with
-filler in between, so a decoder that evicts the wrong slots answers wrongly.
+A problem defines 2 to 6 variables modulo 10, in shuffled order, and asks for up to three of them. The thought computes
+them in alphabetical order, one block for each variable, and the answer has the values asked for. What a block needs (a
+definition in the prompt, the ``so c 3 keep`` of another block) was written dozens to hundreds of tokens earlier, with
+filler in between. So a decoder that evicts the wrong tokens answers wrongly.
 
     <bos> b = a * 9 ; a = 8 + 9 ? b <think>
     now a = 8 + 9 = 7 . so a 7 keep . check 7 - 9 = 8 ok . (two filler sentences)
     now b = a * 9 = 7 * 9 = 3 . so b 3 keep . check 9 * 7 = 3 ok . (two filler sentences)
     </think> b 3 <eos>
 
-Problems are pure functions of (stream, seed, index). Evaluation and training use different streams, so no choice of
-seeds makes one draw the other's random numbers; small problems still coincide by chance (see README.md).
+Problems are pure functions of (stream, seed, index). Evaluation and training have different streams, so no choice of
+seeds makes both draw the same random numbers. Small problems can still be equal by chance (see README.md).
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ DIGITS = "0123456789"
 OPERATORS = "+-*"
 MAX_ASKED = 3
 
-# The first word of the random seed: two streams that no seed can make meet.
+# The first number of the random seed, which keeps the two streams apart.
 EVALUATION, TRAINING = 0, 1
 
-# Two pools of sentences of eight words (the full stop is one). No word is a variable's name or a word of the work.
+# Two pools of sentences of eight words, the full stop included. Except for it, no word occurs outside of filler.
 FILLER = (
     (
         "wait let me think about this again .",
@@ -48,7 +48,14 @@ FILLER = (
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """``name = left op right``; an operand is a digit or the name of an earlier variable."""
+    """The definition ``name = left op right``.
+
+    Attributes:
+        name: of the variable.
+        left: a digit or the name of an earlier variable.
+        op: one of OPERATORS.
+        right: a digit or the name of an earlier variable.
+    """
 
     name: str
     left: str
@@ -61,10 +68,14 @@ class Definition:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem, its model solution and its grader.
+    """One problem, with its reference solution and its grader.
 
-    definitions: in alphabetical order of their names.  shown: the order in which the prompt lists them.
-    asked: names, alphabetical.  filler: for each definition, which sentence of each pool follows its block.
+    Attributes:
+        id: unique among the problems of a seed.
+        definitions: in alphabetical order of their names.
+        shown: indices of the definitions, in the order in which the prompt lists them.
+        asked: names of the variables asked for, in alphabetical order.
+        filler: for each definition, the index of the sentence from each pool that follows its block.
     """
 
     id: str
@@ -80,7 +91,7 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """What a user would say: the definitions and the asked names. The chat template turns it into ``prompt``."""
+        """The user's message: the definitions and the names asked for. The chat template turns it into ``prompt``."""
         return f"{' ; '.join(str(self.definitions[i]) for i in self.shown)} ? {' '.join(self.asked)}"
 
     @property
@@ -93,35 +104,35 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The asked values, as in 'd 0 e 0 f 1'."""
+        """The names asked for with their values, as in 'd 0 e 0 f 1'."""
         values = self.values
         return " ".join(f"{name} {values[name]}" for name in self.asked)
 
     def solution(self, *, filler: bool = True) -> str:
-        """The model completion of ``prompt``, from the first word of the thought to ``<eos>``."""
-        return " ".join(text for text, _ in self.pieces(filler=filler))
+        """The reference completion of ``prompt``, from the first word of the thought to ``<eos>``."""
+        return " ".join(text for text, _ in self.segments(filler=filler))
 
-    def pieces(self, *, filler: bool = True) -> list[tuple[str, bool]]:
-        """``solution`` cut into (text, whether it is filler): training weighs the two differently."""
+    def segments(self, *, filler: bool = True) -> list[tuple[str, bool]]:
+        """``solution`` in segments (text, whether it is filler), which have different weights in training."""
         values = self.values
         needed = {*self.asked, *(x for d in self.definitions for x in (d.left, d.right))}
-        pieces = []
+        segments = []
         for d, (first, second) in zip(self.definitions, self.filler, strict=True):
-            pieces.append((_block(d, values, d.name in needed), False))
+            segments.append((_block(d, values, d.name in needed), False))
             if filler:
-                pieces.append((f"{FILLER[0][first]} {FILLER[1][second]}", True))
-        return [*pieces, (f"</think> {self.answer} <eos>", False)]
+                segments.append((f"{FILLER[0][first]} {FILLER[1][second]}", True))
+        return [*segments, (f"</think> {self.answer} <eos>", False)]
 
     def grade(self, text: str) -> bool:
-        """Whether the text after the first ``</think>``, less a final ``<eos>``, is exactly the answer."""
-        _, thought_ended, said = text.partition("</think>")
-        return bool(thought_ended) and said.rstrip().removesuffix("<eos>").split() == self.answer.split()
+        """Whether the text after the first ``</think>``, without a final ``<eos>``, has exactly the answer's words."""
+        _, thought_ended, answer = text.partition("</think>")
+        return bool(thought_ended) and answer.rstrip().removesuffix("<eos>").split() == self.answer.split()
 
 
 def problems(n: int, seed: int = 0) -> list[Problem]:
-    """The first ``n`` evaluation problems of ``seed``, with ids 'demo-00000', 'demo-00001', ...
+    """The first ``n`` evaluation problems of ``seed``, with the ids 'demo-00000', 'demo-00001', ...
 
-    A problem depends on (seed, index) alone, so a longer list begins with the shorter one.
+    A problem depends only on (seed, index), so a shorter list is the beginning of a longer one.
     """
     return [draw_problem(np.random.default_rng([EVALUATION, seed, i]), None, f"demo-{i:05d}") for i in range(n)]
 
@@ -129,18 +140,29 @@ def problems(n: int, seed: int = 0) -> list[Problem]:
 def generate(
     seed: int, n: int, *, variables: Sequence[int | None] = (None,), crowded: float = 0.0, index: int = 0
 ) -> list[Problem]:
-    """``n`` training problems: block ``index`` (a training step) of ``seed``.
+    """Generate the training problems of one step.
 
-    variables: how many variables each problem has, cycled over; None draws 2 to 6.
-    crowded: how many of the problems, 0 to 1, use only two different digits. Their definitions look alike, so that
-    a model which finds its place by operands and not by names is often wrong: it learns the difference sooner.
+    Args:
+        seed: of the run.
+        n: problems.
+        variables: the number of variables of each problem, repeated as often as needed; None draws 2 to 6.
+        crowded: the fraction (0 to 1) of problems that use only two different digits. Their definitions look alike, so
+            a model that finds a definition by its operands instead of its name is often wrong and soon learns better.
+        index: of the training step.
     """
     rng = np.random.default_rng([TRAINING, seed, index])
     return [draw_problem(rng, variables[i % len(variables)], f"train-{index}-{i}", crowded) for i in range(n)]
 
 
 def draw_problem(rng: np.random.Generator, variables: int | None, id: str, crowded: float = 0.0) -> Problem:
-    """One problem, of 2 to 6 ``variables`` if None. ``crowded``: as in ``generate``."""
+    """Draw one problem.
+
+    Args:
+        rng: where the random numbers come from.
+        variables: how many; None draws 2 to 6.
+        id: the problem's id.
+        crowded: the probability of a problem that uses only two different digits.
+    """
     digits = DIGITS
     if crowded and rng.random() < crowded:
         digits = "".join(rng.choice(list(DIGITS), 2, replace=False).tolist())
@@ -150,8 +172,8 @@ def draw_problem(rng: np.random.Generator, variables: int | None, id: str, crowd
     asked = tuple(sorted(rng.choice(list(names), n_asked, replace=False).tolist()))
     definitions = []
     for i, name in enumerate(names):
-        # A reference goes to an asked variable where there is one: it must be remembered for the answer, and used
-        # again before that.
+        # Operands refer to variables that are asked for, if there are any: their values are then needed in a later
+        # block and again in the answer.
         earlier = [x for x in names[:i] if x in asked] or list(names[:i])
         left, right = (
             str(rng.choice(earlier)) if earlier and rng.random() < chance else digits[rng.integers(len(digits))]
@@ -179,7 +201,7 @@ def _apply(op: str, x: int, y: int) -> int:
 
 
 def _block(d: Definition, values: dict[str, int], needed: bool) -> str:
-    """The work on one definition: substitute, compute, say whether the value is still needed, check it."""
+    """The block of one definition: substitute, compute, state whether the value is still needed, check it."""
     x, y = (values[t] if t in values else int(t) for t in (d.left, d.right))
     z = values[d.name]
     substituted = "" if (d.left, d.right) == (str(x), str(y)) else f" = {x} {d.op} {y}"

@@ -1,4 +1,4 @@
-"""The demo tokenizer: a word is a token. Saved in Hugging Face format, with a chat template."""
+"""The demo models' tokenizer, in which each word is one token, in Hugging Face format with a chat template."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from jkv.demo import task
 
 PAD, BOS, EOS, UNKNOWN, THINK, END_THINK = SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<think>", "</think>")
 
-# A user turn becomes '<bos> QUESTION <think>', an assistant turn its text and <eos>.
+# A user's message becomes '<bos> MESSAGE <think>', an assistant's message its text and <eos>.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -24,8 +24,10 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> dict[str, int]:
-    """Word -> token id: special tokens, digits, names, the words of the work, filler. The order is part of the
-    checkpoints: appending is safe, anything else is not."""
+    """The token id of each word: special tokens, digits, names, words of the computation, words of the filler.
+
+    Checkpoints depend on the order: new words may only be appended.
+    """
     work = [*"+-*=;?.", "now", "so", "keep", "drop", "check", "ok"]
     filler = " ".join(sentence for pool in task.FILLER for sentence in pool).split()
     words = dict.fromkeys([*SPECIAL, *task.DIGITS, *task.NAMES, *work, *filler])
@@ -33,15 +35,15 @@ def vocabulary() -> dict[str, int]:
 
 
 def build() -> Tokenizer:
-    """The fast tokenizer. It adds no token on its own: prompts carry their ``<bos>``.
+    """The fast tokenizer. It adds no tokens of its own: prompts contain their ``<bos>``.
 
-    Every word is an added token that begins with its space, matched longest first; there is nothing left to split or
-    merge. That is what survives AutoTokenizer: it rebuilds the tokenizer of any Qwen2 checkpoint as byte-level BPE,
-    keeps of tokenizer.json only vocabulary and added tokens, and so would lose a word-level model and its spaces.
+    Every word is an added token that begins with a space; the longest match wins, and nothing is left for BPE to split
+    or merge. The reason is AutoTokenizer: it rebuilds the tokenizer of any Qwen2 checkpoint as byte-level BPE and keeps
+    only the vocabulary and the added tokens of tokenizer.json, so that a word-level model would lose its spaces.
 
-    The words in angle brackets have no space in their name; one before them is dropped ('f<think> now'). ``<think>``
-    and ``</think>`` are not special tokens: decoding without special tokens keeps them, so that the answer can be
-    told from the thought.
+    The words in angle brackets don't begin with a space, and a space before them is dropped ('f<think> now').
+    ``<think>`` and ``</think>`` are not special tokens, so that decoding with skip_special_tokens keeps them and the
+    answer can be separated from the thought.
     """
     words = {_text(word): i for word, i in vocabulary().items()}
     tokenizer = Tokenizer(BPE(words, [], unk_token=UNKNOWN, fuse_unk=True))
@@ -58,7 +60,12 @@ def _text(word: str) -> str:
 
 
 def save(directory: pathlib.Path, max_positions: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json (with the chat template) into ``directory``."""
+    """Write tokenizer.json and tokenizer_config.json, which has the chat template.
+
+    Args:
+        directory: an existing directory.
+        max_positions: tokens that the model can read at most.
+    """
     build().save(str(directory / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -23,7 +23,7 @@ HELD_OUT, HELD_OUT_SEED = 200, 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What to train. The fields are the flags, the text under each is its help."""
+    """The configuration of a training run. Each field is a flag, and the text under it the flag's help."""
 
     arch: Literal["llama", "qwen2"] = "llama"
     """architecture of the model"""
@@ -32,9 +32,9 @@ class TrainConfig:
     init: str = ""
     """checkpoint to start from (default: random weights)"""
     seed: int = 0
-    """of the random weights and of the training problems"""
+    """seed of the initial weights and of the training problems"""
     resume: bool = False
-    """go on from the training state in --out"""
+    """continue from the training state in --out"""
     short_steps: int = 200
     """steps on 2 or 3 variables without filler"""
     plain_steps: int = 450
@@ -44,13 +44,13 @@ class TrainConfig:
     crowded: float = 0.0
     """fraction of the problems that use only two different digits, so that definitions look alike"""
     tokens: int = 6000
-    """about how many tokens a step takes"""
+    """tokens of a step, approximately"""
     learning_rate: float = 3e-3
-    """peak of the schedule"""
+    """peak of the learning rate's schedule"""
     save_every: int = 100
     """steps between held-out evaluations, each followed by a save of the training state"""
     stop_after: int = 0
-    """end after so many steps, the state saved and nothing exported (0: run the schedule to its end)"""
+    """stop after so many steps: save the training state and export no checkpoint (0: run to the end)"""
 
     def __post_init__(self):
         least = dict.fromkeys(("seed", "short_steps", "plain_steps", "full_steps", "stop_after"), 0)
@@ -66,25 +66,29 @@ class TrainConfig:
 
     @property
     def directory(self) -> pathlib.Path:
-        """``out``, or the name of the demo model."""
+        """``out``, or by default the name of the demo model."""
         return pathlib.Path(self.out or f"demo-{self.arch.removesuffix('2')}")
 
     @property
     def curriculum(self) -> training.Curriculum:
-        """The stages."""
+        """The stages of training."""
         return training.Curriculum(self.short_steps, self.plain_steps, self.full_steps, self.tokens)
 
     @property
     def identity(self) -> str:
-        """All that the weights depend on. A training state is resumed only by a config that agrees on it."""
+        """Text with all settings that the weights depend on. Only a run with the same identity resumes a state."""
         ignored = {"out", "resume", "save_every", "stop_after"}
         return " ".join(f"{k}={v}" for k, v in dataclasses.asdict(self).items() if k not in ignored)
 
 
 def train(config: TrainConfig) -> pathlib.Path:
-    """Run the schedule, or the rest of it, and export the checkpoint in bfloat16. Returns its directory.
+    """Train, or continue to train, and export the checkpoint in bfloat16.
 
-    Raises UserError when the training state in it can't be resumed.
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        UserError: the training state can't be resumed, or the initial checkpoint can't be read or is of another model.
     """
     out, curriculum = config.directory, config.curriculum
     out.mkdir(parents=True, exist_ok=True)
@@ -117,8 +121,16 @@ def train(config: TrainConfig) -> pathlib.Path:
     return out
 
 
-def held_out(graph, params, vocabulary: dict[str, int]) -> float:
-    """``training.problems_right`` of evaluation problems."""
+def held_out(graph: nnx.GraphDef, params: nnx.State, vocabulary: dict[str, int]) -> float:
+    """``training.problems_right`` on held-out problems.
+
+    Of HELD_OUT evaluation problems as many are taken of each size as there are of the rarest size.
+
+    Args:
+        graph: of the model.
+        params: its weights.
+        vocabulary: token ids of the words.
+    """
     by_size: dict[int, list[task.Problem]] = {}
     for problem in task.problems(HELD_OUT, HELD_OUT_SEED):
         by_size.setdefault(len(problem.definitions), []).append(problem)
@@ -142,8 +154,14 @@ def _initial(config: TrainConfig) -> Decoder:
     return model
 
 
-def export(graph, params, directory: pathlib.Path) -> None:
-    """Write the Hugging Face checkpoint: config and bfloat16 weights, tokenizer with its chat template."""
+def export(graph: nnx.GraphDef, params: nnx.State, directory: pathlib.Path) -> None:
+    """Write a Hugging Face checkpoint: configuration, weights in bfloat16, tokenizer.
+
+    Args:
+        graph: of the model.
+        params: its weights, in float32.
+        directory: an existing directory.
+    """
     model = nnx.merge(graph, params)
     write_hf(model, directory, jnp.bfloat16)
     tokenizer.save(directory, model.config.max_positions)
@@ -163,7 +181,7 @@ def _progress() -> Progress:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, then call one function."""
+    """Train with the flags of the command line (or ``argv``)."""
     train(flags.parse(TrainConfig, argv, prog="python -m jkv.demo.train", description=__doc__))
 
 

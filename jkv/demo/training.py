@@ -2,19 +2,28 @@
 
 import dataclasses
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jkv.axes import Array, Bool, Float
 from jkv.demo.batches import Batch, Layout, RowsAttention
 from jkv.models import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Stages by step: {2, 3} variables without filler, {2..6} without filler, {2..6} with filler."""
+    """The stages of training.
+
+    Attributes:
+        short: steps on problems of 2 or 3 variables without filler.
+        plain: steps on problems of 2 to 6 variables without filler.
+        full: steps on problems of 2 to 6 variables with filler.
+        tokens: of a batch, approximately.
+    """
 
     short: int
     plain: int
@@ -23,17 +32,23 @@ class Curriculum:
 
     @property
     def steps(self) -> int:
+        """Steps of all stages."""
         return self.short + self.plain + self.full
 
     def layout(self, step: int) -> Layout:
-        """The layout of the batch of a step, counted from 0."""
+        """The layout of a step's batch. Steps count from 0."""
         sizes = (2, 3) if step < self.short else (2, 3, 4, 5, 6)
         return Layout.of_tokens(self.tokens, sizes, filler=step >= self.short + self.plain)
 
 
-@functools.cache  # one object a schedule: the compiled step is looked up by it
+@functools.cache  # the same object for the same schedule: jax.jit compiles train_step again for a new one
 def optimizer(steps: int, peak: float) -> optax.GradientTransformation:
-    """AdamW on a trapezoid: warm-up over 60 steps, constant to half of ``steps``, cosine to 1 % of the peak."""
+    """AdamW, whose learning rate rises for 60 steps, is constant until half of the steps, and falls to 1 % of the peak.
+
+    Args:
+        steps: of the whole run; the warm-up takes at most a quarter of them.
+        peak: the highest learning rate.
+    """
     warm, half = min(60, max(1, steps // 4)), max(1, steps // 2)
     rate = optax.join_schedules(
         [
@@ -49,17 +64,31 @@ def optimizer(steps: int, peak: float) -> optax.GradientTransformation:
     )
 
 
-def is_matrix(params):
-    """Which leaves weight decay applies to. Told by name and not by rank: a bias of a QKV projection is [heads, H]."""
+def is_matrix(params: Any) -> Any:
+    """For each leaf of a pytree of parameters, whether weight decay applies to it: the same tree with booleans.
 
-    def matrix(path, _):
-        return any(name in jax.tree_util.keystr(path) for name in ("kernel", "embed", "head"))
+    It goes by name and not by rank: the bias of a QKV projection has two axes, [heads, H].
+    """
+    matrices = ("kernel", "embed", "head")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(name in jax.tree_util.keystr(path) for name in matrices), params
+    )
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
 
+def cross_entropy(
+    graph: nnx.GraphDef, params: nnx.State, batch: Batch, layout: Layout
+) -> tuple[Float[Array, ""], Bool[Array, "1 M"]]:
+    """The loss of a batch.
 
-def cross_entropy(graph, params, batch: Batch, layout: Layout):
-    """Weighted mean loss of a batch in nats, and whether each target was the likeliest word, bool [1 M]."""
+    Args:
+        graph: of the model.
+        params: its weights.
+        batch: M tokens.
+        layout: of the batch.
+
+    Returns:
+        The weighted mean of the cross-entropy, in nats a token; and whether each target is the model's likeliest token.
+    """
     model = nnx.merge(graph, params)
     hidden, _ = model(batch.tokens, batch.positions, RowsAttention(layout))
     logits = model.logits(hidden)
@@ -68,19 +97,44 @@ def cross_entropy(graph, params, batch: Batch, layout: Layout):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=(2, 3))
-def train_step(graph, transform, params, moments, batch: Batch, layout: Layout):
-    """One update. Returns the parameters, the optimizer's state, and the loss before the update."""
+def train_step(
+    graph: nnx.GraphDef,
+    transform: optax.GradientTransformation,
+    params: nnx.State,
+    moments: Any,
+    batch: Batch,
+    layout: Layout,
+) -> tuple[nnx.State, Any, Float[Array, ""]]:
+    """One update of the weights.
+
+    Args:
+        graph: of the model.
+        transform: the optimizer.
+        params: the weights; their buffers are donated.
+        moments: the optimizer's state, a pytree of its choice; its buffers are donated.
+        batch: of this step.
+        layout: of the batch.
+
+    Returns:
+        The new weights, the optimizer's new state, and the loss before the update, in nats a token.
+    """
     (loss, _), grads = jax.value_and_grad(cross_entropy, argnums=1, has_aux=True)(graph, params, batch, layout)
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies its step counter, an integer, by floats
         updates, moments = transform.update(grads, moments, params)
-    return optax.apply_updates(params, updates), moments, loss
+    return cast(nnx.State, optax.apply_updates(params, updates)), moments, loss
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def problems_right(graph, params, batch: Batch, layout: Layout):
-    """The fraction of problems of which every word but filler is the likeliest one after the true words before it.
+def problems_right(graph: nnx.GraphDef, params: nnx.State, batch: Batch, layout: Layout) -> Float[Array, ""]:
+    """The fraction of problems in which every word except filler is the likeliest, given the true words before it.
 
-    That is how often greedy decoding of the whole thought would be right, if filler didn't matter.
+    Greedy decoding would get this fraction right, up to the effect of different filler.
+
+    Args:
+        graph: of the model.
+        params: its weights.
+        batch: of problems.
+        layout: of the batch.
     """
     _, likeliest = cross_entropy(graph, params, batch, layout)
     passed = (likeliest | (batch.weights < 1))[0]
@@ -92,7 +146,7 @@ def problems_right(graph, params, batch: Batch, layout: Layout):
     return jnp.mean(jnp.concatenate(rows), dtype=jnp.float32)
 
 
-def start(model: Decoder, transform):
-    """A model's graph and parameters, and the optimizer's state."""
+def start(model: Decoder, transform: optax.GradientTransformation) -> tuple[nnx.GraphDef, nnx.State, Any]:
+    """A model's graph and weights, and the optimizer's initial state for them."""
     graph, params = nnx.split(model)
     return graph, params, transform.init(params)

@@ -1,1 +1,1 @@
-"""Several chips and several hosts: meshes, where weights live on them, and the processes that share a run."""
+"""Several devices and several hosts: meshes, where weights lie on them, and the processes that share a run."""

@@ -1,1 +1,1 @@
-"""Prompts in, tokens out, on the device, within the KV budget."""
+"""Decoding on the device: requests go in, tokens come out, within the KV budget. README.md is a map of the files."""

@@ -1,8 +1,8 @@
-"""The KV buffer: exactly ``budget`` slots per row, layer and KV head, and the books about what each slot holds.
+"""The KV buffer: exactly ``budget`` slots per row, layer and KV head, and the position of the token in each slot.
 
-Slots ``0 .. length-1`` of a row are occupied, the rest are dead and may hold anything. Keys are stored after RoPE, so
-attention does not care about slot order. Every KV head of a row has the same number of occupied slots. Keys and values
-are arrays of the model's dtype, or int8 with a scale (`jkv.ops.buffer`).
+Slots ``0 .. length-1`` of a row are occupied. The rest are dead: they may hold anything, and no result depends on
+them. Keys are stored after RoPE, so the order of slots doesn't matter to attention. Every KV head of a row has the same
+number of occupied slots. Keys and values are arrays of the model's dtype, or int8 with scales (`jkv.ops.buffer`).
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jkv.axes import Array, Float, Int
 from jkv.models.config import ModelConfig
@@ -19,8 +20,14 @@ from jkv.pytree import pytree
 
 @pytree
 class LayerKV:
-    """One layer's buffer. ``queries`` is a ring of the last n queries after RoPE, kept only for policies that ask for
-    it; the query of position p is at p mod n."""
+    """One layer's buffer.
+
+    Attributes:
+        k: keys after RoPE, [B, K, S, H].
+        v: values, [B, K, S, H].
+        queries: the last n queries after RoPE; that of position p is at place p mod n (a ring). None unless the policy
+            asks for it (``Needs.queries`` = n).
+    """
 
     k: Buffer
     v: Buffer
@@ -29,10 +36,15 @@ class LayerKV:
 
 @pytree
 class KVCache:
-    """All layers' buffers, and per row which original position each slot holds.
+    """All layers' buffers, and for each row the positions of the tokens in its slots.
 
-    positions has one keep set per row (l = k = 1, granularity shared) or one per layer and KV head (l = L, k = K).
-    Layers are separate arrays: one stacked array carried through a loop gets copied by XLA.
+    Attributes:
+        layers: one buffer a layer. They are separate arrays because XLA copies a stacked one that a loop carries. Empty
+            where only a row's metadata is passed around (`jkv.engine.state.DecodeState`).
+        positions: for each keep set and slot, the token's position in its sequence. There is one keep set a row
+            (l = k = 1, granularity shared) or one a layer and KV head (l = L, k = K). Dead slots hold -1 or a stale
+            position.
+        length: occupied slots of each row.
     """
 
     layers: tuple[LayerKV, ...]
@@ -46,12 +58,12 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all key and value buffers, scales included."""
+        """Bytes of all keys and values, scales included, without the ring of queries."""
         buffers = jax.tree.leaves([(layer.k, layer.v) for layer in self.layers])
         return sum(x.size * x.dtype.itemsize for x in buffers)
 
     def row(self, row: int) -> "RowView":
-        """Copy one row's occupied slots to the host, in slot order (for tests and for showing a run)."""
+        """Copy one row's occupied slots to the host, in slot order. For tests and notebooks."""
         n = int(self.length[row])
         return RowView(
             positions=np.asarray(self.positions[row, :, :, :n]),
@@ -61,16 +73,22 @@ class KVCache:
 
 
 def _dense_row(buffer: Buffer, row: int) -> np.ndarray:
-    """[K, S, H]."""
+    """One row's keys or values as float32 [K, S, H], on the host."""
     return np.asarray(dense(jax.tree.map(lambda x: x[row : row + 1], buffer))[0], np.float32)
 
 
 class RowView(NamedTuple):
-    """One row on the host: positions [l, k, n], k and v [L, K, n, H] in float32."""
+    """One row's n occupied slots, on the host.
 
-    positions: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
+    Attributes:
+        positions: of the tokens, in slot order.
+        k: keys after RoPE.
+        v: values.
+    """
+
+    positions: Int[np.ndarray, "l k n"]
+    k: Float[np.ndarray, "L K n H"]
+    v: Float[np.ndarray, "L K n H"]
 
 
 def empty_cache(
@@ -78,13 +96,23 @@ def empty_cache(
     batch: int,
     budget: int,
     *,
-    dtype,
+    dtype: DTypeLike,
     kv: str | None = None,
     per_head: bool = False,
     recent_queries: int = 0,
 ) -> KVCache:
-    """A buffer with nothing in it: L*B*K*S*H*2*itemsize bytes of keys and values (and the query ring, if asked). kv:
-    'int8' makes it L*B*K*S*(H+4)*2."""
+    """A buffer without tokens: all slots are dead.
+
+    Args:
+        config: the model's sizes.
+        batch: B, rows.
+        budget: S, slots a row.
+        dtype: of keys and values, as attention reads them.
+        kv: how they are stored: None as arrays of ``dtype``, L*B*K*S*H*2*itemsize bytes, or 'int8', L*B*K*S*(H+4)*2
+            bytes (H integers and a scale of 4 bytes each).
+        per_head: whether every layer and KV head has a keep set of its own.
+        recent_queries: n, the length of the ring of queries; 0 for none. A ring takes L*B*n*N*H*itemsize bytes more.
+    """
     shape = (batch, config.n_kv_heads, budget, config.head_dim)
     ring = (batch, recent_queries, config.n_heads, config.head_dim)
     layers = tuple(

@@ -1,7 +1,8 @@
-"""The engine: requests in, completions out. The host fills rows, calls the device for many steps, streams tokens out.
+"""The engine: requests in, completions out. This is the host's side of it.
 
-Two kinds of compiled programs do all the work: ``decode`` (one, for a run of any length) and ``prefill`` (one a
-bucket; chunked for prompts longer than the budget and for policies that look at attention).
+The host reads a request's prompt into a free row (a prefill program), then calls the decode program, which makes many
+steps for all rows on the device. After each call it collects the tokens, yields what happened, and gives rows whose
+request has finished to the next requests. `jkv.engine.programs` lists what is compiled for that.
 """
 
 import collections
@@ -15,7 +16,9 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 
+from jkv.axes import Array, Bool, Int
 from jkv.distributed.mesh import check_mesh
 from jkv.engine.events import Completion, Eviction, Progress, Request, Timings
 from jkv.engine.executables import Executables
@@ -30,16 +33,18 @@ from jkv.policies.retention import Retention
 
 
 class Engine:
-    """Decodes requests in ``batch_size`` rows, each owning ``rule.budget`` KV slots.
+    """Decodes requests in a batch of rows, each of which owns ``rule.budget`` KV slots.
 
-    model: its dtype is the buffer's, too.  steps_per_call: decode steps a host call; fewer refresh progress more
-    often.  parameters: what the policy's ``bind`` returned beside the policy.  record_scores: whether evictions of a
-    traced run carry scores.  kv: 'int8' for a buffer of that (`jkv.ops.buffer`).  mesh: devices to share the work,
-    with axes `data` (rows) and `model` (heads); the model's weights are on it already (``load`` with `place_weights`),
-    and move to the layouts that the compiled decode program chooses. None: one device.  traces counts how often JAX
-    traced each program: "decode" stays at 1.
-
-    Raises UserError if the mesh can't share the rows or the model evenly.
+    Attributes:
+        setup: what the compiled programs depend on.
+        weights: the model's.
+        parameters: the policy's, placed.
+        placement: one device or a mesh.
+        dtype: of activations, and of weights and buffer unless they are int8.
+        batch_size: B, rows.
+        seed: of all random draws.
+        steps_per_call: decode steps in one call of the decode program.
+        timings: seconds and steps so far. It may be replaced to begin anew.
     """
 
     def __init__(
@@ -59,6 +64,30 @@ class Engine:
         kv: str | None = None,
         mesh: Mesh | None = None,
     ):
+        """Nothing is compiled or allocated before it is needed; see `compile`.
+
+        Args:
+            model: the decoder. Its dtype is the buffer's, too. On a mesh its weights are in place already
+                (`jkv.load.load` with `jkv.distributed.weights.place_weights`); they move to the layouts that the
+                decode program chooses.
+            policy: scores tokens when a row is full; bound to the model (``Policy.bind``).
+            rule: the budget, how many slots stay after an eviction, and what is never evicted.
+            batch_size: B, rows that are decoded together.
+            sampler: draws the next token; greedy unless given.
+            eos_ids: tokens that end a sequence; those of the model's config unless given, () for none.
+            seed: with a request's id and sample it determines all its random draws.
+            steps_per_call: decode steps in one call of the device. Fewer yield progress more often, but cost more
+                calls.
+            implementation: which one of the array operations' implementations runs: 'auto', 'xla', 'pallas' or 'reference'
+                (`jkv.ops.dispatch`).
+            parameters: what ``Policy.bind`` returned beside the policy: a pytree of arrays.
+            record_scores: whether the evictions of a traced run carry scores.
+            kv: how keys and values are stored: None in the model's dtype, or 'int8' (`jkv.ops.buffer`).
+            mesh: devices that share the work, with axes `data` (rows) and `model` (heads); None for one device.
+
+        Raises:
+            UserError: the rows or the model can't be divided evenly over the mesh.
+        """
         graph, self.weights = nnx.split(model)
         config = model.config
         if mesh is not None:
@@ -74,26 +103,29 @@ class Engine:
             implementation=implementation,
             record_scores=record_scores,
         )
-        self.parameters = self.placement.everywhere(parameters)
+        self.parameters = self.placement.replicate(parameters)
         self.dtype = model.dtype
         self.batch_size, self.seed, self.steps_per_call = batch_size, seed, steps_per_call
         self.timings = Timings()
-        self._empty = lambda: empty_state(self.setup, batch_size, self.dtype, kv)
+        self._make_state = lambda: empty_state(self.setup, batch_size, self.dtype, kv)
         self._executables = Executables(
-            self.setup, model, self.weights, self.placement, empty=self._empty, parameters=self.parameters,
+            self.setup, model, self.weights, self.placement, make_state=self._make_state, parameters=self.parameters,
             steps_per_call=steps_per_call,
         )  # fmt: skip
 
     @functools.cached_property
     def state(self) -> DecodeState:
-        """The rows in flight. Made after the decode program: to choose kernels a GPU's compiler runs them, which takes
-        memory of its own."""
+        """The batch in flight, allocated when it is first asked for.
+
+        The decode program is compiled before that: to choose kernels, the compiler for GPU runs candidates, which
+        takes memory of its own.
+        """
         _ = self.compiled_decode
-        return self.placement.empty(self._empty)
+        return self.placement.make_state(self._make_state)
 
     @property
     def compiled_decode(self) -> jax.stages.Compiled:
-        """The decode loop, compiled when it is first asked for."""
+        """The decode program (`jkv.engine.step.decode`), compiled when it is first asked for."""
         return self._executables.decode(self.timings)
 
     @property
@@ -103,12 +135,23 @@ class Engine:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the buffer, as allocated once it is; equals L*B*K*S*H*2*itemsize, or with int8 L*B*K*S*(H+4)*2."""
-        cache = self.state.cache if "state" in self.__dict__ else jax.eval_shape(self._empty).cache
+        """Bytes of all keys and values: L*B*K*S*H*2*itemsize, or with int8 L*B*K*S*(H+4)*2. It is counted over the
+        arrays themselves, or over their shapes if they are not allocated yet."""
+        cache = self.state.cache if "state" in self.__dict__ else jax.eval_shape(self._make_state).cache
         return cache.nbytes
 
     def check(self, request: Request, where: str = "") -> None:
-        """Raise UserError if the request can't run in this engine: found before anything is decoded."""
+        """Check that the request can run in this engine.
+
+        Args:
+            request: what is to be decoded.
+            where: what an error names as its place; the request's id unless given.
+
+        Raises:
+            UserError: the prompt is empty, or has a token outside the vocabulary; no new token is asked for; the prompt
+                doesn't fit the budget, or what is never evicted doesn't fit what stays after an eviction; or the policy
+                evicts nothing, and prompt and new tokens don't fit the budget together.
+        """
         where = where or f"prompt {request.id!r}"
         vocabulary = self.setup.config.vocab_size
         if not request.prompt_ids:
@@ -123,7 +166,7 @@ class Engine:
         self.setup.rule.check_prompt(len(request.prompt_ids), where)
         if not self.setup.policy.evicts:
             needed = len(request.prompt_ids) + request.max_new_tokens
-            # The last new token is never put into the buffer, so one slot fewer would do.
+            # The last new token needs no slot: it is drawn, but never put into the buffer.
             if needed - 1 > self.setup.rule.budget:
                 raise UserError(
                     f"a prompt of {len(request.prompt_ids)} and {request.max_new_tokens} new tokens don't fit "
@@ -133,23 +176,40 @@ class Engine:
                 )
 
     def run(self, requests: Iterable[Request], *, trace: bool = False) -> Iterator[Completion | Eviction | Progress]:
-        """Decode all requests; yields events as they happen. Requests are checked before the first one runs."""
+        """Decode all requests, and yield events as they happen.
+
+        Like any generator it does nothing before the first event is asked for. Then all requests are checked before
+        any of them runs. A run may be abandoned: the next one starts with idle rows.
+
+        Args:
+            requests: what to decode, in the order in which they get rows.
+            trace: yield evictions, too. Calls of the device then end at each eviction, which is slower; tokens are the
+                same.
+
+        Yields:
+            Progress after each call of the decode program; a Completion when a request has finished; with ``trace`` an
+            Eviction when a row has evicted.
+
+        Raises:
+            UserError: a request can't run (`check`).
+            Exception: what `compile` raises, where something is compiled only now.
+        """
         queue = collections.deque(requests)
         for request in queue:
             self.check(request)
         rows = [_Row() for _ in range(self.batch_size)]
-        # An earlier run may have been left half-way: its rows end here.
+        # An earlier run may have been abandoned: make its rows idle.
         idle = put(np.zeros(self.batch_size, np.bool_), self.state.active.sharding)
         self.state = dataclasses.replace(self.state, active=idle)
         tokens = 0
         while queue or any(row.request for row in rows):
-            # Draw the first token of every refilled row; one that ends with it makes room at once.
+            # Prefill draws the first token. A request that ends with it leaves its row to the next one at once.
             while queue and (free := next((i for i, row in enumerate(rows) if not row.request), None)) is not None:
                 rows[free] = yield from self._fill(free, queue.popleft(), trace=trace)
                 tokens += 1
-                yield from self._finished(rows)
+                yield from self._completions(rows)
             if any(row.request for row in rows):
-                drawn = self._call(stop_on_finish=bool(queue), stop_on_evict=trace)
+                drawn = self._call_decode(stop_on_finish=bool(queue), stop_on_evict=trace)
                 for row, new in zip(rows, drawn.tokens, strict=True):
                     if row.request:
                         fresh = [int(token) for token in new if token >= 0]
@@ -158,18 +218,29 @@ class Engine:
                 if trace:
                     yield from self._evictions(rows, drawn)
                 yield Progress(tokens, int(drawn.active.sum()), int(drawn.length[drawn.active].sum()))
-                yield from self._finished(rows, drawn)
+                yield from self._completions(rows, drawn)
 
     def compile(self, prompt_lengths: Iterable[int] = ()) -> None:
-        """Compile the decode step, and the prefill of the buckets these prompt lengths fall into."""
+        """Compile now what a run would compile when it first needs it.
+
+        Args:
+            prompt_lengths: tokens of prompts to come. The prefill programs for them are compiled beside the decode
+                program.
+
+        Raises:
+            UserError: the policy's scores have a wrong shape.
+            NotImplementedError: the implementation asked for by name can't run here.
+            ValueError: there is no implementation of that name.
+        """
         _ = self.compiled_decode
         for length in prompt_lengths:
             self._executables.prefill(length, self.timings)
 
     def _fill(self, row: int, request: Request, *, trace: bool) -> Generator[Eviction, None, "_Row"]:
-        """Put a request into a row. A prompt longer than the budget evicts on the way."""
+        """Read a request's prompt into a row and draw its first token. Returns the host's side of the row; yields the
+        evictions of a traced run, which a prompt that is read in chunks may cause."""
         length = len(request.prompt_ids)
-        program, bucket = self._executables.prefill(length, self.timings)
+        compiled, bucket = self._executables.prefill(length, self.timings)
         ids = np.zeros(bucket, np.int32)
         ids[:length] = request.prompt_ids
         key = request_key(self.seed, request.id, request.sample)
@@ -178,13 +249,13 @@ class Engine:
         filled = _Row(request)
         started = time.perf_counter()
         if not reads_in_chunks(self.setup, length):
-            self.state, first = program(self.weights, self.state, self.parameters, np.int32(row), ids, *arguments)
+            self.state, first = compiled(self.weights, self.state, self.parameters, np.int32(row), ids, *arguments)
             filled.tokens.append(int(first))
             self.timings.prefill += time.perf_counter() - started
             return filled
         done = np.int32(0)
         while not filled.tokens:
-            self.state, done, first = program(
+            self.state, done, first = compiled(
                 self.weights, self.state, self.parameters, np.int32(row), ids, done, *arguments, np.bool_(trace)
             )
             if int(first) >= 0:
@@ -192,22 +263,25 @@ class Engine:
             self.timings.prefill += time.perf_counter() - started
             if trace and (evictions := int(np.asarray(self.state.evictions)[row])) > filled.evictions:
                 filled.evictions = evictions
-                yield Eviction(request, evictions - 1, int(done) - 1, self._kept(row), self._scores(row))
+                yield Eviction(request, evictions - 1, int(done) - 1, self._kept(row), self._recorded_scores(row))
             started = time.perf_counter()
         return filled
 
-    def _call(self, *, stop_on_finish: bool, stop_on_evict: bool) -> "_Drawn":
-        program = self.compiled_decode
+    def _call_decode(self, *, stop_on_finish: bool, stop_on_evict: bool) -> "_Drawn":
+        """Call the decode program once, and fetch what it drew."""
+        compiled = self.compiled_decode
         started = time.perf_counter()
         flags = np.bool_(stop_on_finish), np.bool_(stop_on_evict)
-        self.state, out = program(self.weights, self.state, self.parameters, *flags)
+        self.state, out = compiled(self.weights, self.state, self.parameters, *flags)
         state = self.state
         drawn = _Drawn(*jax.device_get((out, state.active, state.cache.length, state.evictions, state.position)))
         self.timings.decode += time.perf_counter() - started
         self.timings.steps += int((drawn.tokens >= 0).any(axis=0).sum())
         return drawn
 
-    def _finished(self, rows: list["_Row"], drawn: "_Drawn | None" = None) -> Iterator[Completion]:
+    def _completions(self, rows: list["_Row"], drawn: "_Drawn | None" = None) -> Iterator[Completion]:
+        """Yield the requests that have finished, and free their rows. drawn: from the last decode call, None after a
+        prefill."""
         state = self.state
         active = drawn.active if drawn is not None else np.asarray(state.active)
         if all(row.request is None or active[index] for index, row in enumerate(rows)):
@@ -223,22 +297,24 @@ class Engine:
             yield Completion(row.request, row.tokens, finish, evictions, peak, slot_steps, kept)
 
     def _evictions(self, rows: list["_Row"], drawn: "_Drawn") -> Iterator[Eviction]:
+        """Yield the evictions of the last decode call: one a row at most, as the call ended with them."""
         for index, row in enumerate(rows):
             if row.request is None or drawn.evictions[index] == row.evictions:
                 continue
             row.evictions = int(drawn.evictions[index])
             newest = int(drawn.position[index]) - 1
             if self.setup.rule.one_out:
-                # The token that took the victim's slot is already in; the eviction happened before it.
+                # The token that took the evicted one's slot is in the buffer by now. It wasn't at the eviction.
                 kept, newest = self._kept(index, without=newest), newest - 1
             else:
                 kept = self._kept(index)
-            yield Eviction(row.request, row.evictions - 1, newest, kept, self._scores(index))
+            yield Eviction(row.request, row.evictions - 1, newest, kept, self._recorded_scores(index))
 
     def _kept(self, row: int, without: int | None = None) -> list:
+        """Positions of the tokens in a row's buffer, ascending, without the one given: [n] or nested [L][K][n]."""
         cache = self.state.cache
-        # The row is an argument of one small program; the length cuts on the host. Slicing on the device by either
-        # would compile anew for every value.
+        # Row and length are no constants of what runs on the device, or each of their values would be compiled for: the
+        # row is an argument of one small program, and the length is applied on the host.
         length = int(np.asarray(cache.length)[row])
         positions = fetch(_take_row(cache.positions, row))[..., :length]
         if without is not None:
@@ -247,8 +323,8 @@ class Engine:
         positions = np.sort(positions, axis=-1)
         return positions[0, 0].tolist() if self.setup.rule.granularity == "shared" else positions.tolist()
 
-    def _scores(self, row: int) -> np.ndarray | None:
-        """What the row's last eviction decided by, in the order of positions."""
+    def _recorded_scores(self, row: int) -> np.ndarray | None:
+        """What the row's last eviction was decided by, in the order of positions; None unless scores are recorded."""
         if (scored := self.state.scored) is None:
             return None
         scores, positions = (fetch(_take_row(x, row)) for x in (scored.scores, scored.positions))
@@ -257,13 +333,14 @@ class Engine:
 
 
 @jax.jit
-def _take_row(x: jax.Array, row: int | jax.Array) -> jax.Array:
+def _take_row(x: Shaped[Array, "B *rest"], row: int | Int[Array, ""]) -> Shaped[Array, "*rest"]:
+    """One row of an array."""
     return jax.lax.dynamic_index_in_dim(x, row, keepdims=False)
 
 
 @dataclasses.dataclass
 class _Row:
-    """The host's side of a row: whose it is and what it has drawn."""
+    """The host's side of a row: its request (None while it is free), the new tokens, and the evictions yielded."""
 
     request: Request | None = None
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -271,10 +348,11 @@ class _Row:
 
 
 class _Drawn(NamedTuple):
-    """What one device call returned, on the host."""
+    """What a call of the decode program gave, on the host: the tokens drawn (-1 for none), and of every row the state's
+    fields ``active``, ``cache.length``, ``evictions`` and ``position``."""
 
-    tokens: np.ndarray
-    active: np.ndarray
-    length: np.ndarray
-    evictions: np.ndarray
-    position: np.ndarray
+    tokens: Int[np.ndarray, "B steps"]
+    active: Bool[np.ndarray, " B"]
+    length: Int[np.ndarray, " B"]
+    evictions: Int[np.ndarray, " B"]
+    position: Int[np.ndarray, " B"]

@@ -1,14 +1,21 @@
-"""What goes into the engine and what comes out of it while it runs."""
+"""What goes into the engine, what it yields while it runs, and how long its parts took."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One sample to draw: a prompt of token ids, and how many new tokens at most."""
+    """One sample to draw.
+
+    Attributes:
+        id: the problem's. With ``sample`` and the engine's seed it gives the random key.
+        prompt_ids: the prompt's tokens, at least one.
+        max_new_tokens: new tokens at most, at least 1; the end-of-sequence token counts.
+        sample: which of the problem's samples, from 0.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -17,11 +24,23 @@ class Request:
 
 
 class Completion(NamedTuple):
-    """A finished request. ``kept`` are the positions still in the buffer, [n] or nested [L][K][n], ascending."""
+    """A finished request.
+
+    Attributes:
+        request: what was asked for.
+        token_ids: the new tokens, an end-of-sequence token included.
+        finish: 'eos' if the last token ends the sequence, 'length' if ``max_new_tokens`` were drawn.
+        evictions: how many there were, those while the prompt was read included.
+        peak_slots: the most slots that were occupied at once.
+        slot_steps: occupied slots, summed over the request's decode steps (one for each new token but the first, which
+            prefill draws). Divided by those steps it is the mean number of occupied slots.
+        kept: positions of the tokens in the buffer at the end, ascending: [n], or nested [L][K][n] with granularity
+            head. The last new token is not among them: it is never put into the buffer.
+    """
 
     request: Request
     token_ids: list[int]
-    finish: str  # eos | length
+    finish: Literal["eos", "length"]
     evictions: int
     peak_slots: int
     slot_steps: int
@@ -29,10 +48,16 @@ class Completion(NamedTuple):
 
 
 class Eviction(NamedTuple):
-    """One eviction of one row (only with ``trace``). ``position``: the newest token's. ``kept``: as in Completion.
+    """One eviction of one row. Only a run with ``trace`` yields it.
 
-    ``scores`` (of an engine that records them): float32 [S] or [L, K, S], of the slots occupied before the eviction, in
-    the order of their tokens' positions; what was protected has +inf.
+    Attributes:
+        request: that of the row.
+        event: the number of the eviction among those of this request, from 0.
+        position: of the newest token in the buffer when it happened.
+        kept: positions of the tokens that stayed, ascending: [R], or nested [L][K][R] with granularity head.
+        scores: what the eviction was decided by, float32 [S], or [L, K, S] with granularity head, in the order of the
+            positions of the tokens that were in the buffer before it; +inf for protected tokens. None unless the engine
+            records scores.
     """
 
     request: Request
@@ -43,7 +68,13 @@ class Eviction(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """After every call of the device: tokens drawn so far, rows at work, slots they occupy."""
+    """Where a run stands after a call of the decode program.
+
+    Attributes:
+        tokens: new tokens drawn so far in this run, over all requests.
+        active_rows: rows whose request is not finished.
+        occupied_slots: slots that those rows occupy, summed over them.
+    """
 
     tokens: int
     active_rows: int
@@ -52,7 +83,14 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass
 class Timings:
-    """Seconds spent and decode steps made. ``decode`` and ``prefill`` exclude compilation."""
+    """Seconds spent and decode steps made by an engine, added up over all runs since ``Engine.timings`` was set.
+
+    Attributes:
+        compile: seconds of tracing, lowering and compiling.
+        prefill: seconds of reading prompts, until the first new token is on the host; without compilation.
+        decode: seconds of calling the decode program, until its tokens are on the host; without compilation.
+        steps: decode steps in which at least one row drew a token; one step serves all rows of the batch.
+    """
 
     compile: float = 0.0
     prefill: float = 0.0

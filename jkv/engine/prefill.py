@@ -1,8 +1,9 @@
-"""Prefill: one prompt into one row of the buffer, and its first new token.
+"""Prefill: read one prompt into one row of the buffer, and draw its first new token.
 
-Prompts are padded to a few bucket lengths, one compiled program each. A row is filled alone (B = 1), so its numbers
-can't depend on the batch it joins. Prompts longer than the budget, and policies that want to know every query's
-attention, go through ``jkv.engine.chunked_prefill`` instead.
+Prompts are padded to one of a few lengths (buckets), each of which has a program. The model reads the prompt alone
+(B = 1), so its numbers can't depend on the batch that it joins. Prompts longer than the budget, and all prompts where
+the policy asks for attention weights, go through `jkv.engine.chunked_prefill` instead
+(`jkv.engine.programs.reads_in_chunks` decides).
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jkv.axes import Array, Bool, Int, UInt32
+from jkv.axes import Array, Bool, Float, Int, UInt32
 from jkv.engine.cache import KVCache, LayerKV
 from jkv.engine.row_shards import own_row, write_row
 from jkv.engine.state import SAMPLING, DecodeSetup, DecodeState, empty_scores, row_keys
@@ -24,7 +25,7 @@ from jkv.pytree import pytree, static
 
 
 def buckets(budget: int, smallest: int = 32) -> tuple[int, ...]:
-    """Prompt lengths that programs are compiled for: powers of two from ``smallest``, and the budget itself."""
+    """Lengths that prompts are padded to: powers of two from ``smallest`` that are below the budget, and the budget."""
     sizes = []
     size = smallest
     while size < budget:
@@ -33,14 +34,30 @@ def buckets(budget: int, smallest: int = 32) -> tuple[int, ...]:
     return (*sizes, budget)
 
 
+# What prefill needs to know of one layer: queries, keys, values, and what they were projected from.
+_Seen = tuple[Float[Array, "1 T N H"], Float[Array, "1 T K H"], Float[Array, "1 T K H"], Float[Array, "1 T D"]]
+
+
 @pytree
 class PrefillAttention:
-    """Causal attention over the prompt. It meets no buffer; what it saw is (q, k, v, x)."""
+    """Causal attention over the prompt (`jkv.models.attention.Attend`). It neither reads nor writes a buffer; keys and
+    values are handed back, and put into the row's slots after the model has run.
+
+    Attributes:
+        implementation: which implementation of the attention runs.
+    """
 
     implementation: str = static()
 
-    def __call__(self, q, k, v, kv, x):
-        return prefill_attention(q, k, v, implementation=self.implementation), kv, (q, k, v, x)
+    def __call__(
+        self,
+        q: Float[Array, "1 T N H"],
+        k: Float[Array, "1 T K H"],
+        v: Float[Array, "1 T K H"],
+        no_buffer: None,
+        x: Float[Array, "1 T D"],
+    ) -> tuple[Float[Array, "1 T N H"], None, _Seen]:
+        return prefill_attention(q, k, v, implementation=self.implementation), no_buffer, (q, k, v, x)
 
 
 def prefill(
@@ -54,9 +71,23 @@ def prefill(
     limit: Int[Array, ""],
     key: UInt32[Array, " 2"],
 ) -> tuple[DecodeState, Int[Array, ""]]:
-    """Fill ``row`` with a prompt of ``length`` tokens (padded to T) and draw its first new token.
+    """Fill ``row`` with a prompt and draw its first new token.
 
-    Nothing of the row's former request survives: policy state, books and key are new.
+    Nothing of the row's former request is left: all its metadata is new, and its old slots are overwritten or dead.
+
+    Args:
+        setup: what the program is compiled for.
+        weights: the model's.
+        state: the batch; the compiled program overwrites its buffers (they are donated).
+        parameters: the policy's.
+        row: index in the whole batch.
+        tokens: the prompt, padded at its end.
+        length: tokens of the prompt without padding, at most S.
+        limit: new tokens at most.
+        key: raw random key of the request (`jkv.engine.state.request_key`).
+
+    Returns:
+        The state, and the first new token.
     """
     model = nnx.merge(setup.graph, weights)
     row, owned = own_row(row, state.active.shape[0])
@@ -85,7 +116,7 @@ def prefill(
         _insert_prompt(layer, row, k, v, q, length, owned)
         for layer, (_, (q, k, v, _)) in zip(state.cache.layers, per_layer, strict=True)
     )
-    # The books of one fresh row are made at B = 1, then written over the batch's row; the buffers were written above.
+    # The new row's metadata is made with B = 1, then written over the batch's row. The buffers are written already.
     fresh = record(fresh, (), length[None], new, setup)
     drawn = setup.sampler(logits, row_keys(key[None], SAMPLING, fresh.position + 1))
     fresh, first = emit(fresh, drawn, setup)
@@ -99,9 +130,14 @@ def put_row(
     row: Int[Array, ""],
     owned: Bool[Array, ""] | None = None,
 ) -> DecodeState:
-    """The batch with these layers, and with one row's metadata [B = 1] in place of its own.
+    """The batch with other buffers, and with the metadata of one row replaced.
 
-    owned: whether this shard has the row (`jkv.engine.row_shards`); one that hasn't writes nothing.
+    Args:
+        state: the batch.
+        metadata: the row's [B = 1].
+        layers: the buffers, of all rows.
+        row: index among this shard's rows.
+        owned: whether this shard owns the row (`jkv.engine.row_shards.own_row`); if not, metadata stays as it is.
     """
     put = lambda leaf, value: write_row(leaf, value.astype(leaf.dtype), row, owned)
     batch = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=()))
@@ -109,8 +145,24 @@ def put_row(
     return dataclasses.replace(batch, cache=dataclasses.replace(batch.cache, layers=layers))
 
 
-def fresh_row(setup: DecodeSetup, state: DecodeState, length, limit, key) -> DecodeState:
-    """Books [B = 1] of a row that starts anew, for a prompt of ``length`` tokens about to be put in whole."""
+def fresh_row(
+    setup: DecodeSetup,
+    state: DecodeState,
+    length: Int[Array, ""],
+    limit: Int[Array, ""],
+    key: UInt32[Array, " 2"],
+) -> DecodeState:
+    """Metadata [B = 1] of a row that begins a request: nothing is in its buffer yet.
+
+    ``position`` is that of the prompt's last token, as if the prompt had been put in.
+
+    Args:
+        setup: what the program is compiled for.
+        state: the batch, for shapes.
+        length: tokens of the prompt.
+        limit: new tokens at most.
+        key: raw random key of the request.
+    """
     shape = setup.shape(1)
     zero = jnp.zeros((1,), jnp.int32)
     cache = KVCache(
@@ -123,7 +175,7 @@ def fresh_row(setup: DecodeSetup, state: DecodeState, length, limit, key) -> Dec
         policy=setup.policy.init(shape),
         slot_tokens=None if state.slot_tokens is None else shape.per_slot(jnp.int32),
         token=zero,
-        position=length[None] - 1,  # of the prompt's last token; emit moves on to the first new one
+        position=length[None] - 1,  # of the prompt's last token; ``emit`` adds one for the first new token
         prompt_length=length[None],
         generated=zero,
         limit=limit[None],
@@ -136,17 +188,27 @@ def fresh_row(setup: DecodeSetup, state: DecodeState, length, limit, key) -> Dec
     )
 
 
-def _insert_prompt(layer: LayerKV, row, k, v, q, length, owned) -> LayerKV:
-    """Keys and values [1, T, K, H] into the row's first T slots; what padding leaves behind ``length`` is dead."""
+def _insert_prompt(
+    layer: LayerKV,
+    row: Int[Array, ""],
+    k: Float[Array, "1 T K H"],
+    v: Float[Array, "1 T K H"],
+    q: Float[Array, "1 T N H"],
+    length: Int[Array, ""],
+    owned: Bool[Array, ""] | None,
+) -> LayerKV:
+    """Put the prompt's keys and values into the row's first T slots, and its last queries into the ring. The slots that
+    padding fills, from ``length`` on, are dead."""
 
-    def put(slots: Buffer, values: jax.Array) -> Buffer:
+    def put(slots: Buffer, values: Float[Array, "1 T K H"]) -> Buffer:
+        """Keys or values, in the buffer's form."""
         new = like(slots, jnp.swapaxes(values, 1, 2))
         return jax.tree.map(lambda leaf, value: write_row(leaf, value, row, owned), slots, new)
 
     queries = layer.queries
     if queries is not None:
         n = queries.shape[1]
-        # Ring place i holds the newest position p < length with p mod n == i.
+        # Place i of the ring is for the newest position p < length with p mod n == i; zeros if there is none.
         newest = length - 1
         position = newest - (newest - jnp.arange(n)) % n
         recent = q[0][jnp.clip(position, 0)] * (position >= 0)[:, None, None].astype(q.dtype)

@@ -1,4 +1,8 @@
-"""From a policy's scores to what stays: protection, the tie rule and the victim, the same for every policy."""
+"""From a policy's scores to priorities (which tokens are protected), and the one token that goes when one has to.
+
+The tie rule is the same for every policy: among equal priorities the oldest position goes first. `victim` holds it for
+one token, `jkv.ops.select` for many.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +14,22 @@ from jkv.ops.select.bits import in_order
 from jkv.policies.base import Slots
 
 _HIGHEST = float(np.finfo(np.float32).max)
+_Candidate = tuple[jax.Array, jax.Array, jax.Array]  # key, position, slot
 
 
 def priority(scores: Float[Array, "B score_layers score_heads S"], slots: Slots) -> Float[Array, "B l k S"]:
-    """The policy's scores on the run's keep sets: averaged over layers and heads where the keep set is shared.
+    """A priority for every slot of every keep set: those of highest priority stay.
 
-    Protected slots are at +inf, dead ones at -inf, and no policy's score reaches either: what is protected outlives
-    even tokens that a policy scores +inf. A NaN counts as the lowest score.
+    Where the keep set is shared, the policy's scores are averaged over layers and heads. Protected slots get +inf, dead
+    ones -inf. Scores are clipped to finite numbers, so a protected token outlives even one that the policy scores +inf.
+    NaN counts as -inf.
+
+    Args:
+        scores: the policy's; each of the middle axes is 1 or the model's L or K.
+        slots: what the policy was shown.
+
+    Returns:
+        float32, with the keep sets of the run.
     """
     if slots.rule.granularity == "shared" and scores.shape[1:3] != (1, 1):
         scores = jnp.mean(scores, axis=(1, 2), keepdims=True)
@@ -27,12 +40,19 @@ def priority(scores: Float[Array, "B score_layers score_heads S"], slots: Slots)
 
 
 def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) -> Int[Array, "B l k"]:
-    """The one slot to overwrite: lowest score, and among equals the oldest position."""
+    """The one slot to overwrite in each keep set: that of lowest priority, among equals that of the oldest position.
+
+    Args:
+        scores: priorities (`priority`), without NaN.
+        positions: of the tokens in the slots.
+    """
     slots = scores.shape[-1]
 
-    # Integers: XLA for TPU may keep a running minimum in bfloat16 where only its slot is used. One axis of rows: see
-    # jkv.ops.select.xla. On CPU neither pays.
-    def flat(scores: jax.Array, positions: jax.Array) -> jax.Array:
+    # Compare integers: where only the slot is used, XLA for TPU may keep a running minimum of floats in bfloat16, which
+    # makes different scores equal. Rows and keep sets lie along one axis, which fills a TPU's registers better (as in
+    # jkv.ops.select.xla). On CPU neither is faster.
+    def flat(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) -> Int[Array, "B l k"]:
+        """``_lowest`` on integers, with one axis of rows."""
         rows = lambda x: x.reshape(-1, slots)
         return _lowest(rows(in_order(scores)), rows(positions)).reshape(scores.shape[:-1])
 
@@ -40,14 +60,16 @@ def victim(scores: Float[Array, "B l k S"], positions: Int[Array, "B l k S"]) ->
 
 
 def _lowest(key: Shaped[Array, "*rows S"], position: Int[Array, "*rows S"]) -> Int[Array, "*rows"]:
-    """The slot of lowest (key, position)."""
+    """The slot of lowest key, and among equal keys that of the lowest position."""
     slot = jax.lax.broadcasted_iota(jnp.int32, key.shape, key.ndim - 1)
 
-    # One pass that reads keys once. Comparing them with their minimum reads them twice, and XLA may compute them
-    # twice, rounded differently: then none of them is the minimum.
-    def lower(a, b):
+    # One reduction that reads the keys once. Comparing them with their minimum would read them twice; XLA may then
+    # compute them twice, rounded differently, and none of them equals the minimum.
+    def lower(a: _Candidate, b: _Candidate) -> _Candidate:
+        """The one of lower (key, position)."""
         a_first = (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] <= b[1]))
-        return tuple(jnp.where(a_first, x, y) for x, y in zip(a, b, strict=True))
+        key, position, slot = (jnp.where(a_first, x, y) for x, y in zip(a, b, strict=True))
+        return key, position, slot
 
     last = jnp.int32(jnp.iinfo(jnp.int32).max)
     highest = jnp.asarray(jnp.inf if key.dtype == jnp.float32 else last, key.dtype)

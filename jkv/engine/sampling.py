@@ -1,9 +1,12 @@
-"""Samplers: small frozen dataclasses from logits to tokens, one random key a row.
+"""Samplers: small frozen dataclasses that draw a token from each row's logits, with one random key a row.
 
-The order is the reference's (DynTS): temperature, then top-p, then top-k. top-p keeps a token while the tokens that
-are strictly more likely hold less than ``top_p`` of the mass of the *whole* vocabulary; top-k then keeps at most k of
-those. No vocabulary is sorted: with top-k on, ``lax.top_k`` and the full normaliser decide both; with top-k off, the
-nucleus is found by bisection on the probability.
+The order is that of DynTS's code: temperature, then top-p, then top-k (arXiv:2601.18383; `logits_to_tokens` in
+inference/base.py of github.com/Robin930/DynTS). transformers' ``generate`` applies top-k before top-p, which is then a
+share of what top-k left. Here top-p keeps a token if the tokens that are strictly more likely hold less than ``top_p``
+of the mass of the whole vocabulary; of those tokens top-k then keeps at most k.
+
+The vocabulary is not sorted. With top-k on, the k best tokens, with their probabilities over the whole vocabulary,
+decide both cuts. With top-k off, the smallest probability that top-p keeps is found by bisection.
 """
 
 import dataclasses
@@ -11,32 +14,51 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Key
 
-from jkv.axes import Array, Float, Int
+from jkv.axes import Array, Bool, Float, Int
 from jkv.ops.rows import row_sum
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Hashable; called inside the jitted step."""
+    """Draws one token a row. It is called inside the jitted decode step and must be hashable: programs are compiled for
+    it (`jkv.engine.state.DecodeSetup`).
 
-    def __call__(self, logits: Float[Array, "B V"], keys: jax.Array, /) -> Int[Array, " B"]: ...
+    Args:
+        logits: scores over the vocabulary, not normalised.
+        keys: each row's random key. A row's token must depend on its own logits and key only.
+
+    Returns:
+        Token ids, int32.
+    """
+
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"], /) -> Int[Array, " B"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
     """The most likely token; the lowest id where several are equal."""
 
-    def __call__(self, logits: Float[Array, "B V"], keys: jax.Array) -> Int[Array, " B"]:
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         del keys
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class TopPTopK:
-    """Draw from softmax(logits / temperature) cut by top-p, then by top-k (0: off).
+    """Draw from softmax(logits / temperature), cut by top-p, then by top-k.
 
-    Tokens of exactly equal probability on the edge: top-p keeps all of them, top-k the lowest ids.
+    Where tokens of exactly equal probability lie on the edge of a cut, top-p keeps all of them, top-k those of the
+    lowest ids.
+
+    Attributes:
+        temperature: positive.
+        top_p: share of the probability mass, in (0, 1]; 1 switches this cut off.
+        top_k: how many tokens may stay, at least 0; 0 switches this cut off.
+
+    Raises:
+        ValueError: a field is out of its range.
     """
 
     temperature: float
@@ -51,14 +73,14 @@ class TopPTopK:
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k} must be 0 (off) or positive")
 
-    def __call__(self, logits: Float[Array, "B V"], keys: jax.Array) -> Int[Array, " B"]:
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         scaled = logits.astype(jnp.float32) / self.temperature
         scaled -= jnp.max(scaled, axis=-1, keepdims=True)
         log_p = scaled - jnp.log(row_sum(jnp.exp(scaled)))[:, None]
         if 0 < self.top_k < log_p.shape[-1]:
             best, ids = jax.lax.top_k(log_p, self.top_k)  # descending; the lowest id first among equals
             p = jnp.exp(best)
-            # Equal probabilities share one "mass above": they stand or fall together.
+            # Tokens of equal probability have the same mass above them, so top-p keeps all of them or none.
             above = row_sum(jnp.where(p[:, None, :] > p[:, :, None], p[:, None, :], 0.0))
             choice = _draw(jnp.where(above < self.top_p, best, -jnp.inf), keys)
             return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
@@ -68,24 +90,37 @@ class TopPTopK:
 
 
 def make_sampler(temperature: float, top_p: float, top_k: int) -> Sampler:
-    """Greedy at temperature 0, else the reference's order of cuts."""
+    """The sampler of a run.
+
+    Args:
+        temperature: 0 is greedy: the most likely token, and the cuts don't matter.
+        top_p: share of the probability mass, in (0, 1]; 1 is off.
+        top_k: how many tokens may stay; 0 is off. Applied after top-p, as DynTS's code does.
+
+    Raises:
+        ValueError: a negative temperature; or, if it is positive, top_p or top_k out of its range.
+    """
     return Greedy() if temperature == 0 else TopPTopK(temperature, top_p, top_k)
 
 
-def _draw(log_p: Float[Array, "B V"], keys: jax.Array) -> Int[Array, " B"]:
+def _draw(log_p: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+    """A place on the last axis, drawn from exp(log_p), which need not sum to 1."""
     return jax.vmap(jax.random.categorical)(keys, log_p).astype(jnp.int32)
 
 
-def _nucleus(p: Float[Array, "B V"], top_p: float) -> jax.Array:
-    """Mask of the tokens whose strictly more likely rivals hold less than ``top_p`` together.
+def _nucleus(p: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
+    """Mask of the tokens for which all strictly more likely tokens together hold less than ``top_p``.
 
-    "Mass above t" falls as t grows, so the smallest admitted probability is found by bisection. Positive floats are
-    ordered like their bit patterns: 31 halvings are exact, with no sort of V.
+    The mass of the tokens above a probability t falls as t grows, so the smallest probability that stays is found by
+    bisection. Floats that are not negative are ordered like their bit patterns, so 31 halvings find it exactly.
     """
     bits = jax.lax.bitcast_convert_type(p, jnp.int32)
 
-    def halve(_, edges):
-        low, high = edges  # mass above `high` is below top_p; above `low` it isn't (or low is -1)
+    def halve(
+        _: jax.Array | int, edges: tuple[Int[Array, " B"], Int[Array, " B"]]
+    ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+        """One step of the bisection, on bit patterns."""
+        low, high = edges  # the mass above `high` is less than top_p; that above `low` isn't, unless low is still -1
         middle = low + (high - low) // 2
         above = row_sum(jnp.where(bits > middle[:, None], p, 0.0))
         inside = above < top_p

@@ -1,1 +1,1 @@
-"""Files in and out: what ships with jkv, where a model is, small tensor files, writing whole or not at all."""
+"""Files in and out: those that ship with jkv, where a model is, a run's files, small tensor files, whole writes."""

@@ -14,9 +14,17 @@ _HUB_FILES = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "
 
 
 def locate(name: str | Path) -> Path:
-    """The directory of a model, fetched from the Hugging Face hub if it is a hub id (safetensors and JSON only)."""
+    """The directory of a model. One on the Hugging Face hub is downloaded; of its files only weights in safetensors,
+    configs, the tokenizer and the chat template.
+
+    Args:
+        name: demo-llama, demo-qwen, a directory, or a hub id 'org/name'.
+
+    Raises:
+        UserError: there is no such model, or it can't be downloaded.
+    """
     text = str(name)
-    path = Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves an unknown user alone
+    path = Path(os.path.expanduser(text))  # Path.expanduser would raise for the home of an unknown user
     if text in DEMOS:
         if not (CHECKPOINTS / text).is_dir():
             raise UserError("the demo checkpoint isn't there", where=str(CHECKPOINTS / text), mend="install jkv again")
@@ -31,7 +39,7 @@ def locate(name: str | Path) -> Path:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether ``name`` can only be a hub id: it has the form of one, and nothing here is called so."""
+    """Whether ``name`` can only be a hub id: it has the form of one, and there is no such file or directory."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(os.path.expanduser(name)).exists()
 
 
@@ -49,7 +57,7 @@ def _fetch(hub_id: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
-    except Exception as error:  # offline, absent, gated, misspelt, proxy: as many exception types as causes
+    except Exception as error:  # offline, absent, gated, misspelt, proxy: each raises another type
         reason = next(iter(str(error).splitlines()), "")
         what = f"no such model: {hub_id!r} is not a directory, and the hub says {type(error).__name__} ({reason})"
         mend = f"check the name and the network, or use a demo model ({', '.join(DEMOS)})"

@@ -1,6 +1,6 @@
-"""The files that come with jkv: configs of commands, of published models, the published figure.
+"""The files that come with jkv: configs of commands and of published models, and a published figure's numbers.
 
-In a clone they lie in ``configs/``, in an installed wheel inside the package.
+In a clone they are in ``configs/``, in an installed wheel inside the package.
 """
 
 import pathlib
@@ -20,9 +20,13 @@ OF_HUB = {
 
 
 def find(file: str) -> str:
-    """A file as it is named if it is there, else the shipped one of that name, as in 'configs/sweep_demo.yaml'.
+    """A file, or the shipped one of that name if it isn't there. So the README's commands work in any directory.
 
-    So the README's commands work in any directory. What is nowhere is returned as it came.
+    Args:
+        file: a path; only one without a directory, or in ``configs/``, can stand for a shipped file.
+
+    Returns:
+        The path of the file that was found, else ``file`` with ~ expanded.
     """
     path = pathlib.Path(file).expanduser()
     shipped = CONFIGS / path.name

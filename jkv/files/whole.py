@@ -1,6 +1,6 @@
-"""Files that are whole or not there at all: written beside their place, then renamed into it.
+"""Writing a file whole or not at all: it is written under another name in the same directory, then renamed.
 
-A process may be killed while it writes, and a disk may be full. What stood under the name before stands there still.
+A process may be killed while it writes, and a disk may be full. The file that was there before then stays as it was.
 """
 
 import contextlib
@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SCRATCH = ".{}.new"  # what is being written, by the name that it will have
+SCRATCH = ".{}.new"
+"""Name of a file while it is written; {} is the name that it will have."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A path to write to, which becomes ``path`` when the block ends well and vanishes when it doesn't.
+    """A path to write to. When the block ends, the file there is renamed to ``path``; if it raises, it is removed.
 
     Args:
         path: the file to make or to replace.
-        sync: whether its bytes are on the disk before it gets its name, so that not even a power cut leaves half of it.
+        sync: call fsync before the renaming, so that not even a power cut leaves half a file.
 
     Raises:
         OSError: it can't be written.
@@ -33,7 +34,7 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         os.replace(scratch, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            scratch.unlink()  # it would keep a full disk full
+            scratch.unlink()  # so that a full disk gets its room back
         raise
 
 
@@ -44,16 +45,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, newlines as they are, whole or not at all. Raises OSError if it can't be written."""
+    """Write a UTF-8 file whole or not at all, without translating newlines. Raises OSError if it can't be written."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON whole or not at all. Raises OSError if it can't be written."""
+    """Write a value as indented JSON, whole or not at all. Raises OSError if it can't be written."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def remove_scratch(directory: Path) -> None:
-    """Remove what killed processes left half-written in a directory that nobody writes to."""
+    """Remove the half-written files that killed processes have left. To be called when nobody writes there."""
     for left in directory.glob(SCRATCH.format("*")):
         left.unlink(missing_ok=True)

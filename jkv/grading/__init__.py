@@ -1,4 +1,7 @@
-"""Mathematical answers, compared in a process of their own: time and memory are limited, nothing is executed."""
+"""Grading: find the answer in a completion and compare it with the reference.
+
+Mathematics is compared in a worker process, whose time and memory are limited and which executes no text of an answer.
+"""
 
 from jkv.grading.client import Grader, Verdict
 

@@ -1,30 +1,33 @@
-"""Whether two answers are the same mathematics: math-verify, and where it differs from what mathematicians write.
+"""Whether two answers are the same mathematics, by math-verify and some rules of our own.
 
-math-verify turns LaTeX into sympy expressions by a grammar and compares them. Two ways in which it hands text to
-Python's ``eval`` are closed: plain text isn't asked for, and numbers are read here. What else is decided here:
+math-verify parses LaTeX into sympy expressions by a grammar and compares them. It would pass text to Python's ``eval``
+in two places; both are avoided: it isn't asked to parse plain text, and numbers are read by functions of this module.
+The rules:
 
-- Same text is the same. Words are compared as words, without font and case.
-- A decimal is the fraction it writes, exactly: 0.333333 is not 1/3, 3.14159265 is not pi.
-- A percent sign may be left out like a unit, or be taken as a hundredth: 50 % is 50, and is 0.5.
-- So may the base of a number: 52_8 is 52 and is 42. It is not 52_9.
-- (1, 2) is a point or an interval and is not the list 1, 2. Lists and sets have no order.
+- Equal text is equal. An answer of words alone is compared as words, without font and case.
+- A decimal is exactly the fraction it writes: 0.333333 is not 1/3, 3.14159265 is not pi.
+- A percent sign on one side may be left out like a unit, or mean a hundredth: 50 % equals 50, and equals 0.5.
+- The base of a number may be left out on one side: 52_8 equals 52 and equals 42, but not 52_9.
+- (1, 2) is a point or an interval and does not equal the list 1, 2. Lists and sets have no order.
 - i is the imaginary unit. Degrees within a sine are degrees.
-- Digits apart, as in 4 2 1, are no number.
-- What is longer or deeper than any answer is none.
+- Digits with spaces between them, as in 4 2 1, are not a number.
+- A text that is longer or more deeply nested than any real answer is wrong.
 
-Anything here may run long or take much memory: call it in a worker only (jkv.grading.worker).
+Any of these functions may take very long or much memory: call them only in the worker process (jkv.grading.worker).
 """
 
 import logging
 import re
+from typing import Any
 
 import sympy
 from latex2sympy2_extended import latex2sympy2
 from math_verify import LatexExtractionConfig, parse, verify
 
-from jkv.grading.notation import is_text, listing, tidy, words
+from jkv.grading.notation import is_text, list_kind, tidy, words
 
-# The longest answer of MATH-500 has about 150 characters, braces four deep.
+# Characters, and brackets nested in each other. The longest reference of MATH-500 has about 150 characters, the deepest
+# has four nested braces.
 LONGEST, DEEPEST = 4000, 60
 
 _LATEX_ONLY = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -35,15 +38,15 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def equal(answer: str, reference: str) -> bool:
-    """Whether ``answer`` is right if ``reference`` is. Raises MemoryError if that can't be found out in the memory."""
+    """Whether ``answer`` is right if ``reference`` is. Raises MemoryError where memory doesn't suffice to find out."""
     if _squeeze(answer) == _squeeze(reference):
         return bool(answer.strip())
     if max(len(answer), len(reference)) > LONGEST or max(_depth(answer), _depth(reference)) > DEEPEST:
         return False
-    said, meant = words(answer), words(reference)
-    if (is_text(answer) or is_text(reference)) and said is not None and meant is not None:
-        return said == meant
-    if is_text(reference) and meant is not None:
+    answer_words, reference_words = words(answer), words(reference)
+    if (is_text(answer) or is_text(reference)) and answer_words is not None and reference_words is not None:
+        return answer_words == reference_words
+    if is_text(reference) and reference_words is not None:
         return False
     answer, reference = tidy(answer), tidy(reference)
     if not answer or not reference or _DIGITS_APART.fullmatch(answer) or _DIGITS_APART.fullmatch(reference):
@@ -54,12 +57,12 @@ def equal(answer: str, reference: str) -> bool:
 
 
 def _number(_: object, text: str) -> sympy.Expr:
-    """A number of the grammar, exactly; the parser's own way to read one is ``eval``."""
+    """Read a number of the grammar exactly. The parser's own function would pass it to ``eval``."""
     return sympy.Rational(text.replace(",", "").replace(" ", ""))
 
 
 def _number_with_commas(text: str) -> sympy.Expr:
-    """A number with commas between thousands; after a zero it is a decimal comma."""
+    """Read a number with commas between thousands; a comma after a leading zero is a decimal comma."""
     return _number(None, text.replace(",", ".") if text.startswith("0,") else text)
 
 
@@ -68,13 +71,16 @@ latex2sympy2.convert_number = _number_with_commas
 
 
 def warm_up() -> None:
-    """Silence math-verify's warnings that its own time limit is off (the worker has one), and build the parser."""
+    """Build the parser, which the first comparison does, and turn logging off.
+
+    math-verify would warn that its own time limit is off; the worker has one.
+    """
     logging.disable(logging.CRITICAL)
     equal(r"\frac{1}{2}", "0.5")
 
 
 def _readings(answer: str, reference: str) -> list[tuple[str, str]]:
-    """Pairs to compare: as written, and what a percent sign or base on one side alone may mean."""
+    """Pairs of texts to compare: one pair, or two if a percent sign or base on only one side has two meanings."""
     percents = [_PERCENT.sub("", text) for text in (answer, reference)]
     if (percents[0] != answer) != (percents[1] != reference):
         hundredths = [rf"\frac{{{p}}}{{100}}" if p != text else text
@@ -93,7 +99,7 @@ def _readings(answer: str, reference: str) -> list[tuple[str, str]]:
 
 
 def _same(answer: str, reference: str) -> bool:
-    lists = listing(answer), listing(reference)
+    lists = list_kind(answer), list_kind(reference)
     if all(lists) and "{" in lists and lists[0] != lists[1]:
         return False
     gold, guess = _parsed(reference), _parsed(answer)
@@ -102,22 +108,23 @@ def _same(answer: str, reference: str) -> bool:
     return verify(gold, guess, allow_set_relation_comp=True, timeout_seconds=None)
 
 
-def _parsed(text: str) -> list:
-    # None: no alarm of its own, which would take the worker's place.
+def _parsed(text: str) -> list[Any]:
+    # No time limit: math-verify's would use the same alarm as the worker's.
     return parse(rf"\boxed{{{text}}}", _LATEX_ONLY, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 
 
-def _has_i(expression) -> bool:
+def _has_i(expression: Any) -> bool:
     return any(s.name == "i" for s in getattr(expression, "free_symbols", ()))
 
 
-def _with_i(expression):
+def _with_i(expression: Any) -> Any:
+    """The expression with the symbol i replaced by the imaginary unit."""
     symbols = [s for s in getattr(expression, "free_symbols", ()) if s.name == "i"]
     return expression.xreplace(dict.fromkeys(symbols, sympy.I)) if symbols else expression
 
 
 def _value(based: re.Match) -> str:
-    """A number in base 2 to 36, in base 10; as it is if it has a digit too large."""
+    """A number in base 2 to 36, converted to base 10; unchanged if the base is another or a digit is too large."""
     base = int(based[2] or based[3])
     if not 2 <= base <= 36 or any(int(digit) >= base for digit in based[1]):
         return based[0]

@@ -1,4 +1,4 @@
-"""Notation that means the same, written in one way: what is done to an answer before it is parsed as mathematics."""
+"""Bring different notations of the same answer into one form, before it is parsed as mathematics."""
 
 import re
 
@@ -6,7 +6,7 @@ _FENCES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _FONT = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:bf|it|rm|sf)|mbox|rm|bf)(?![A-Za-z])\s*")
 _SPACED = re.compile(r"\\(?:displaystyle|textstyle|limits|quad|qquad)(?![A-Za-z])|\\[;:]|~")
 _BRACKETS = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*")
-# Marks between groups of three digits.
+# Separators between groups of three digits.
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,|\\!|\\ |,| )(?=\d{3}(?!\d))")
 _THOUSANDS_ONLY = re.compile(r"[-+]?(?:\\\$)?\s*\d{1,3}(?:(?:\{,\}|,\\!|\\,|\\!|\\ |,| )\d{3})+(?:\.\d+)?(?!\d)")
 _THIN = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,|\\!)(?=\d{3}(?!\d))")
@@ -27,7 +27,11 @@ _SYNONYM = re.compile("|".join(re.escape(key) + ("(?![A-Za-z])" if key[0] == "\\
 
 
 def tidy(text: str) -> str:
-    """LaTeX without fences, fonts around numbers, marks between thousands, leading zeros and a full stop at the end."""
+    """Normalize LaTeX.
+
+    Removes dollar signs around it, fonts around numbers, separators between thousands, leading zeros and a full stop at
+    the end; writes repeating decimals, mixed numbers and degrees in trigonometric functions as fractions.
+    """
     text = unfenced(text)
     text = _SYNONYM.sub(lambda found: _SYNONYMS[found[0]], text)
     text = _SPACED.sub(" ", text)
@@ -42,7 +46,7 @@ def tidy(text: str) -> str:
 
 
 def unfenced(text: str) -> str:
-    """Without the dollars (or the like) around it, and without the punctuation behind it."""
+    r"""The text without dollar signs, \(...\) or \[...\] around it, and without punctuation at its end."""
     before = None
     while text != before:
         before, text = text, text.strip()
@@ -57,7 +61,7 @@ def unfenced(text: str) -> str:
 
 
 def words(text: str) -> str | None:
-    """The words of an answer that consists of words alone, without their font and case; None for any other."""
+    """The words of an answer that consists only of words, without font and in lower case; None for another answer."""
     text = _FONT.sub("", unfenced(text)).replace("{", "").replace("}", "").replace("\\ ", " ")
     text = " ".join(text.split()).rstrip(".,;! ")
     marked = _WORD_MARK.fullmatch(text)
@@ -66,14 +70,14 @@ def words(text: str) -> str | None:
 
 
 def is_text(text: str) -> bool:
-    r"""Whether all of it stands in \text{...} or the like."""
+    r"""Whether the whole text is in one \text{...} or another font command."""
     text = unfenced(text)
     font = _FONT.match(text)
     return font is not None and _group_end(text, font.end()) == len(text) - 1
 
 
-def listing(text: str) -> str:
-    """What kind of list it is: '(', '[' and so on by its bracket, '{' without one or with braces, '' for no list."""
+def list_kind(text: str) -> str:
+    """The kind of list: its opening bracket '(' or '[', '{' for braces or no bracket; '' if it is no list."""
     text = _BRACKETS.sub("", text).strip()
     opening = "{" if text.startswith((r"\{", "{")) else text[:1]
     depth, commas_at = 0, set()
@@ -93,7 +97,10 @@ def listing(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    r"""Without the font around numbers: \textbf{(113) } is 113. Words keep theirs: it says that they are words."""
+    r"""The text without a font around a number: \textbf{(113) } becomes 113.
+
+    Words keep their font, which marks them as words.
+    """
     font = _FONT.match(text)
     if font and _group_end(text, font.end()) == len(text) - 1:
         inner = text[font.end() + 1 : -1].strip()
@@ -104,7 +111,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _group_end(text: str, start: int) -> int:
-    """Where the brace closes that opens at ``start``; -1 if none does."""
+    """The index of the brace that closes the one at ``start``; -1 if there is no brace or it is never closed."""
     if text[start : start + 1] != "{":
         return -1
     depth = 0
@@ -116,7 +123,7 @@ def _group_end(text: str, start: int) -> int:
 
 
 def _as_fraction(found: re.Match) -> str:
-    """0.1(6) is (16 - 1) / 90."""
+    """A repeating decimal as a fraction: 0.1(6) is (16 - 1) / 90. Longer than 60 characters, it stays as it is."""
     whole, fixed, repeated = found.groups()
     if len(found[0]) > 60:
         return found[0]

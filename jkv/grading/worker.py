@@ -1,8 +1,9 @@
-"""The worker's side of the grader: one line of JSON in, one line out, until end of file.
+"""The grader's worker process: reads one line of JSON for each answer and writes one line, until end of file.
 
-It limits its own memory, and before each answer sets an alarm that ends it a little after the caller would have: a
-worker whose caller is gone doesn't compute on. Once all is imported it gives up compiling source text, starting
-processes, opening connections and opening files for writing, so that no string can make any library do that.
+It limits its own memory. For each answer it sets an alarm that ends the process shortly after the time at which the
+client would have ended it, so that a worker whose client is gone doesn't go on computing. After its imports it forbids
+itself to compile source text, start processes, open connections and open files for writing: no answer can make a
+library do any of that.
 """
 
 import json
@@ -10,8 +11,9 @@ import math
 import os
 import signal
 import sys
+from typing import Any
 
-# Seconds after its limit at which a worker ends by itself.
+# A worker ends by itself this many seconds after an answer's time limit.
 GRACE_S = 2
 
 _REFUSED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.remove", "os.rename", "os.mkdir",
@@ -21,9 +23,15 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main(argv: list[str]) -> None:
-    """Serve answers: [answer, reference] in, {"correct": bool} out. ``argv``: command, paths, limit, memory."""
+    """Read [answer, reference] lines from stdin and write {"correct": bool} lines to stdout.
+
+    Out of memory, the line is {"correct": null, "reason": "memory"}.
+
+    Args:
+        argv: the command, the paths to import from (JSON), seconds an answer may take, bytes of address space.
+    """
     limit, memory = float(argv[2]), int(argv[3])
-    # The pipe is for answers alone; whatever prints goes nowhere.
+    # Replies alone go to the pipe: what a library prints to stdout goes to stderr, which the client discards.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -50,27 +58,33 @@ def _limit_memory(size: int) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):  # not on this platform, or a lower limit is set already
+    except (ImportError, ValueError, OSError):  # the platform has no such limit, or a lower one is set already
         return
 
 
 def forbid_execution() -> None:
-    """From here on, refuse to run source text and to touch the world outside. It can't be taken back."""
+    """From now on, refuse to compile source text, write files, start processes and open connections.
 
-    def hook(event: str, arguments: tuple) -> None:
+    This holds until the process ends: an audit hook can't be removed (PEP 578). A refused call raises PermissionError.
+    """
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        """Called by Python with the name and the arguments of every audited event."""
         if event == "compile" and not _trusted():
-            raise PermissionError("the grader runs no text")
+            raise PermissionError("the grader compiles no source text")
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
             raise PermissionError("the grader writes no file")
         if event.startswith(_REFUSED):
-            raise PermissionError(f"the grader doesn't {event}")
+            raise PermissionError(f"the grader forbids {event}")
 
     sys.addaudithook(hook)
 
 
 def _trusted() -> bool:
-    """Whether what is compiled is no text of an answer: a module that is being imported (named tuples are made of
-    text), or sympy's arithmetic of monomials, which it writes from the number of variables alone.
+    """Whether the source text being compiled can't come from an answer.
+
+    So it is while a module is imported (collections.namedtuple, for one, compiles text), and in sympy's monomial
+    arithmetic, whose source text depends only on the number of variables.
     """
     frame = sys._getframe()
     while frame is not None:

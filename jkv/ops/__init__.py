@@ -1,4 +1,5 @@
-"""The operations on the KV buffer, one folder each: api (dispatch), reference, one file per backend.
+"""The array operations on the KV buffer, one folder each, and the modules that they share. See README.md here.
 
-Import them from their folders, `from jkv.ops.insert import insert`: a function here would hide the folder of its name.
+Import an operation from its folder: `from jkv.ops.insert import insert`. This file binds no functions, because a
+function `insert` here would hide the folder `insert`.
 """

@@ -1,4 +1,7 @@
-"""Chooses an implementation of an op by name, and the platform's own among those of one name."""
+"""Chooses the implementation of an op: by name, or for `auto` the first of the platform's list that can run.
+
+An implementation that can't run here (wrong platform, shape or dtype) raises NotImplementedError with the reason.
+"""
 
 import contextlib
 import contextvars
@@ -16,7 +19,11 @@ _target: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("targe
 
 
 def platform() -> Platform:
-    """What a program traced now is for: ``target``'s platform, else the mesh's (`jax.set_mesh`), else this one's."""
+    """The platform that a program traced now will run on.
+
+    It is the one set by ``target``; else TPU if the current mesh (`jax.set_mesh`) is of TPUs, which need not be
+    attached to this machine; else the platform of JAX's default backend.
+    """
     if (chosen := _target.get()) is not None:
         return chosen
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -28,7 +35,10 @@ def platform() -> Platform:
 
 @contextlib.contextmanager
 def target(name: Platform) -> Iterator[None]:
-    """Programs traced inside are for another platform than this process's (to lower or compile them elsewhere)."""
+    """Programs traced inside are for the platform ``name``, whatever this process runs on.
+
+    For programs that are lowered or compiled here and run elsewhere.
+    """
     token = _target.set(name)
     try:
         yield
@@ -37,37 +47,49 @@ def target(name: Platform) -> Iterator[None]:
 
 
 def run(op: str, table: Mapping[str, Callable[..., Any]], implementation: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls the implementation asked for.
+    """Call the chosen implementation of an op with ``args`` and ``kwargs``, and return its result.
 
-    `table` maps a name to a function that either returns the result or raises NotImplementedError saying why it can't
-    (wrong platform, shape or dtype). 'auto' takes the first of the platform's AUTO_ORDER that can; any other name runs
-    or raises.
+    Args:
+        op: the op's name, for error messages.
+        table: the op's implementations, one for each of NAMES but 'auto'. Each returns the result, or raises
+            NotImplementedError with the reason why it can't run here.
+        implementation: one of NAMES. 'auto' tries the platform's AUTO_ORDER until one can run.
 
     Raises:
-      ValueError: the name is not one of NAMES.
-      NotImplementedError: the implementation asked for by name can't run here.
+        ValueError: the implementation is none of NAMES.
+        NotImplementedError: the implementation can't run here, or for 'auto' none of the platform's can. The message
+            has the reason of each that was tried.
     """
     if implementation not in NAMES:
         raise ValueError(f"{op}: unknown implementation {implementation!r}; choose one of {', '.join(NAMES)}")
-    if implementation != "auto":
-        return table[implementation](*args, **kwargs)
-    reasons = []
-    for name in AUTO_ORDER[platform()]:
+    reasons, causes = [], []
+    for name in AUTO_ORDER[platform()] if implementation == "auto" else (implementation,):
         try:
             return table[name](*args, **kwargs)
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
-    raise NotImplementedError(f"{op}: no implementation can run here ({'; '.join(reasons)})")
+            causes.append(error)
+    raise NotImplementedError(f"{op} can't run here ({'; '.join(reasons)})") from causes[-1]
 
 
-def pallas(op: str, **kernels: Callable[..., Any]) -> Callable[..., Any]:
-    """One function over an op's kernels by platform (``tpu=``, ``gpu=``); raises NotImplementedError on another."""
+def pallas(**kernels: Callable[..., Any]) -> Callable[..., Any]:
+    """An op's Pallas kernels as one implementation, which calls the kernel of the platform it is traced for.
 
-    def chosen(*args: Any, **kwargs: Any) -> Any:
+    Args:
+        **kernels: each platform's kernel, by the platform's name: ``tpu=``, ``gpu=``.
+
+    Returns:
+        A function of the kernels' arguments. It raises NotImplementedError on a platform without a kernel.
+    """
+
+    def platform_kernel(*args: Any, **kwargs: Any) -> Any:
+        """The result of this platform's kernel."""
         here = platform()
+        if not kernels:
+            raise NotImplementedError("there is no pallas kernel")
         if here not in kernels:
-            have = " and ".join(name.upper() for name in kernels) or "no platform"
-            raise NotImplementedError(f"{op} has a pallas kernel for {have}, not for {here.upper()}")
+            there = " and ".join(name.upper() for name in kernels)
+            raise NotImplementedError(f"there is a pallas kernel for {there}, not for {here.upper()}")
         return kernels[here](*args, **kwargs)
 
-    return chosen
+    return platform_kernel

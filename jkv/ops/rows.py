@@ -1,10 +1,12 @@
-"""A row's numbers must not depend on the batch around it: on CPU, in float32, not by a single bit.
+"""Projections and sums whose result for a row doesn't depend on the other rows: on CPU in float32, to the bit.
 
-XLA:CPU picks another order of addition when the number of rows changes: one row alone takes a matrix-vector path (with
-jaxlib 0.11.2 two or three rows take one of their own), more than MAX_ROWS rows block some projections differently, and
-plain sums go to a library that splits them by rows. These helpers keep each row's order of addition fixed; tests hold
-it bit for bit with jaxlib 0.10.2 and 0.11.2.
-Other platforms run the plain form: the choice is made when a program is lowered, not here.
+Floating-point sums depend on the order of addition, and XLA:CPU chooses the order by the number of rows. One row alone
+is multiplied as a vector; with jaxlib 0.11.2 two or three rows have a path of their own, too. Above MAX_ROWS rows some
+projections are cut into other blocks. Plain sums are handed to a library that divides them among threads by rows. The
+functions here fix each row's order of addition. Tests check it bit for bit with jaxlib 0.10.2 and 0.11.2.
+
+Platforms other than CPU run the plain form. Which form runs is decided when a program is lowered
+(`lax.platform_dependent`), because a program may be traced on one platform and run on another.
 """
 
 import functools
@@ -25,22 +27,33 @@ _LANES = 16
 
 
 def pad_rows(x: Shaped[Array, "B *rest"]) -> Shaped[Array, "padded *rest"]:
-    """Pads the leading axis with zeros to at least MIN_ROWS; drop the extra rows of the result with `[:B]`."""
+    """Pad the leading axis with zeros to at least MIN_ROWS. The caller drops the padding of its results by `[:B]`."""
     short = MIN_ROWS - x.shape[0]
     return x if short <= 0 else jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
 
 
 def project_rows(project: Callable[[jax.Array, Any], jax.Array], x: Shaped[Array, "B *rest"], kernel: Any) -> jax.Array:
-    """`project(x, kernel)`, on CPU in groups of at most MAX_ROWS rows (each of at least MIN_ROWS). kernel: a pytree."""
+    """`project(x, kernel)`, on CPU in groups of MIN_ROWS to MAX_ROWS rows.
+
+    Args:
+      project: a function of rows and a kernel that treats each row alike.
+      x: the rows; at least MIN_ROWS (`pad_rows`).
+      kernel: an array, or a pytree of arrays (an int8 kernel with its scales).
+
+    Returns:
+      What `project` returns for all rows.
+    """
     rows = x.shape[0]
     if rows <= MAX_ROWS:
         return project(x, kernel)
-    # A last group of fewer than MIN_ROWS would add in another order: let it borrow rows from its neighbour.
+    # XLA would add a last group of fewer than MIN_ROWS in another order, so such a group takes rows from the one
+    # before.
     edges = [*range(0, rows, MAX_ROWS), rows]
     if edges[-1] - edges[-2] < MIN_ROWS:
         edges[-2] -= MIN_ROWS
 
     def grouped(x: jax.Array, kernel: Any) -> jax.Array:
+        """The groups' projections, one after the other."""
         return jnp.concatenate([project(x[i:j], kernel) for i, j in itertools.pairwise(edges)])
 
     return lax.platform_dependent(x, kernel, cpu=grouped, default=project)
@@ -48,37 +61,44 @@ def project_rows(project: Callable[[jax.Array, Any], jax.Array], x: Shaped[Array
 
 @jax.custom_jvp
 def row_sum(x: Float[Array, "*rows width"]) -> Float[Array, "*rows"]:
-    """Sum over the last axis, float32 in and out."""
+    """The sum over the last axis, of float32 in float32."""
     return lax.platform_dependent(x, cpu=_sum_in_own_loop, default=functools.partial(jnp.sum, axis=-1))
 
 
 def row_dot(x: Float[Array, "*rows width"], kernel: Float[Array, " width"]) -> Float[Array, "*rows"]:
-    """Each row's dot product with one vector, float32: XLA:CPU adds so narrow a product in blocks of rows."""
+    """Each row's dot product with one vector, float32.
+
+    On CPU it is a `row_sum` of products: XLA:CPU computes a product of a single column in blocks of rows.
+    """
     plain = lambda x, kernel: jnp.einsum("...i,i->...", x, kernel)
-    apart = lambda x, kernel: row_sum(x * lax.expand_dims(kernel, range(x.ndim - 1)))
-    return lax.platform_dependent(x, kernel, cpu=apart, default=plain)
+    by_row = lambda x, kernel: row_sum(x * lax.expand_dims(kernel, range(x.ndim - 1)))
+    return lax.platform_dependent(x, kernel, cpu=by_row, default=plain)
 
 
 @row_sum.defjvp
-def _row_sum_jvp(primals, tangents):
+def _row_sum_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return row_sum(*primals), jnp.sum(tangents[0], axis=-1)
 
 
 def _sum_in_own_loop(x: jax.Array) -> jax.Array:
-    # A reducer that the library does not recognise keeps the sum in XLA's own loop; the maximum with the lowest finite
-    # float changes no finite sum. Lanes let that loop use vector instructions.
+    # XLA hands a sum to the library only if it recognises the reducer as an addition. The maximum with the lowest
+    # finite float hides it and changes no finite sum. Adding in _LANES columns lets XLA's own loop use vector
+    # instructions.
     lowest = np.float32(np.finfo(np.float32).min)
     add = lambda a, b: lax.add(lax.max(a, lowest), b)
     zero, width = np.float32(0), x.shape[-1]
-    x = _whole_rows(x)
+    x = _undivided_rows(x)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -width % _LANES)])
     columns = x.reshape(*x.shape[:-1], -1, _LANES)
     return lax.reduce(lax.reduce(columns, zero, add, (x.ndim - 1,)), zero, add, (x.ndim - 1,))
 
 
-def _whole_rows(x: jax.Array) -> jax.Array:
-    """On a mesh: no row is spread over devices (logits are, by vocabulary). They could not add up such a reducer's
-    results, and a whole row is added in the order of one device."""
+def _undivided_rows(x: jax.Array) -> jax.Array:
+    """On a mesh, let every row be whole on one device (logits are otherwise divided by vocabulary).
+
+    XLA can't combine the devices' partial results of a reducer that it doesn't know, and a whole row is added in the
+    same order as without a mesh.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return lax.with_sharding_constraint(x, PartitionSpec(*(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1), None))

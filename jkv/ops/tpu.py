@@ -1,4 +1,4 @@
-"""What the TPU kernels share."""
+"""What the TPU kernels share: how a KV buffer, int8 or not, becomes an operand that a kernel updates in place."""
 
 from typing import Any
 
@@ -6,20 +6,30 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from jkv.ops.buffer import Buffer, Int8KV, by_part
+from jkv.ops.buffer import Buffer, Int8KV, Stored, by_part
 
 
-def kernel_buffer(buffer: Buffer, padded: int, *, interpret: Any) -> Any:
-    """The KV buffer as a kernel's operand that is updated in place.
+def kernel_buffer(buffer: Buffer, padded: int, *, interpret: bool | pltpu.InterpretParams) -> Stored:
+    """The KV buffer as an operand that a kernel updates in place.
 
-    On TPU it is held in HBM: the compiler would move a buffer that fits into VMEM there and back, all of it. The
-    interpreter can't alias a buffer that it has to pad to whole blocks (``padded`` slots): there it is padded
-    beforehand, with NaN (integers with 77), and ``cut_to`` cuts the result.
+    On TPU the buffer is pinned to HBM: the compiler would move one that fits into VMEM there and back as a whole.
+
+    The interpreter can't update a buffer in place that it has to pad to whole blocks. So for it the buffer is padded
+    here, with NaN (integers with 77), which would show in the results if a kernel used them. ``cut_to`` removes it.
+
+    Args:
+        buffer: [B, K, S, H].
+        padded: the slots of all blocks together, at least S.
+        interpret: whether the kernel is interpreted: False, True or `pltpu.InterpretParams`.
+
+    Returns:
+        The buffer in its own form, of S slots, or for the interpreter of ``padded`` slots.
     """
     if not interpret:
         return jax.tree.map(lambda leaf: pltpu.with_memory_space_constraint(leaf, pltpu.HBM), buffer)
 
     def pad(leaf: jax.Array, *, axis: int) -> jax.Array:
+        """One array of the buffer with ``padded`` slots along the axis."""
         widths = [(0, 0)] * 4
         widths[axis] = (0, padded - leaf.shape[axis])
         return jnp.pad(leaf, widths, constant_values=jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 77)
@@ -27,21 +37,30 @@ def kernel_buffer(buffer: Buffer, padded: int, *, interpret: Any) -> Any:
     return by_part(pad, buffer)
 
 
-def cut_to(buffer: Buffer, slots: int) -> Any:
-    """The first ``slots`` slots: all of them, but for the interpreter's padding."""
+def cut_to(buffer: Buffer, slots: int) -> Stored:
+    """The buffer's first ``slots`` slots: without the padding that ``kernel_buffer`` adds for the interpreter."""
     return by_part(lambda leaf, *, axis: jax.lax.slice_in_dim(leaf, 0, slots, axis=axis), buffer)
 
 
 def in_hbm(buffer: Buffer) -> Any:
-    """The kernel's result that takes the place of such an operand."""
+    """The output type (`out_shape`) of a kernel for a buffer that it updates in place: a buffer like it, in HBM."""
     return jax.tree.map(lambda leaf: pltpu.HBM(leaf.shape, leaf.dtype), buffer)
 
 
-def parts_of(buffer: Int8KV, values: Any, scale: Any) -> Int8KV:
-    """What an int8 buffer's parts are told (block specs), or stand for, in the buffer's form."""
+def from_parts(buffer: Int8KV, values: Any, scale: Any) -> Int8KV:
+    """A pytree of the structure of an int8 buffer.
+
+    Args:
+        buffer: the buffer whose structure it has.
+        values: what stands in the place of the integers: an array, or their `pl.BlockSpec`.
+        scale: what stands in the place of the scales.
+    """
     return jax.tree.unflatten(jax.tree.structure(buffer), [values, scale])
 
 
-def two_parts(ref: Any) -> tuple[Any, Any]:
-    """A buffer's reference in a kernel as that of its [.., S, H] part and that of its scales, or None."""
+def to_parts(ref: Any) -> tuple[Any, Any]:
+    """A buffer's reference within a kernel as two: that of its keys or values [.., S, H], and that of its scales.
+
+    The second is None for a buffer without scales.
+    """
     return (ref.values, ref.scale) if isinstance(ref, Int8KV) else (ref, None)

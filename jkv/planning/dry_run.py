@@ -1,9 +1,13 @@
-"""``python -m jkv.sweep --dry-run``: what would run, how much it is at most, whether it fits. Nothing is decoded."""
+"""``python -m jkv.sweep --dry-run``: the runs of a sweep, their sizes, and whether they fit a TPU. Nothing is decoded.
+
+libtpu reads its environment variables when it is loaded, which is when JAX first looks for devices. What might make JAX
+do so is imported inside the functions, after `print_dry_run` has called `chips.prepare`.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -13,10 +17,23 @@ from jkv.config.sweep import Cell, SweepConfig
 from jkv.errors import UserError
 from jkv.planning import chips
 
+if TYPE_CHECKING:
+    from jkv.models.config import ModelConfig
+    from jkv.tasks import Problem
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A cell's size; None is unknown. weights, kv: bytes over all devices. fits: by the TPU's compiler, if asked."""
+    """The size of one run of a sweep. None stands for what isn't known.
+
+    Attributes:
+        cell: the run.
+        samples: completions that it draws.
+        tokens: new tokens at most, in all of its samples.
+        weights: bytes of the model's weights, over all devices.
+        kv: bytes of the KV buffer, over all devices.
+        fits: whether the TPU's compiler finds that it fits, if a topology was given.
+    """
 
     cell: Cell
     samples: int | None
@@ -26,33 +43,36 @@ class Row:
     fits: bool | None = None
 
 
-def say(config: SweepConfig) -> None:
-    """Print the table. Raises UserError for whatever a sweep refuses without weights."""
+def print_dry_run(config: SweepConfig) -> None:
+    """Print a table of a sweep's runs. With a topology, compile each of them for it.
+
+    Raises:
+        UserError: whatever can be found wrong without the models' weights.
+    """
     if config.topology is not None:
         chips.parse_topology(config.topology)
         chips.require()
-        chips.prepare()  # before anything imports jax
+        chips.prepare()
     from rich.console import Console
 
     from jkv.terminal.screen import Screen
 
-    rows = [_sized(cell) for cell in config.cells()]
+    rows = [_size(cell) for cell in config.cells()]
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
     if config.topology is not None:
-        planned = []
-        for row in _planned(rows, config):
-            planned.append(row)
-            done = f"{len(planned)} of {len(rows)}: {row.cell.name}"
-            said = {None: "its config is not here", True: "fits", False: "does not fit"}[row.fits]
-            screen.print(Text(f"{done}: {said}"), soft_wrap=True)
-        rows = planned
+        compiled = []
+        for row in _compile(rows, config):
+            compiled.append(row)
+            result = {None: "its config is not here", True: "fits", False: "does not fit"}[row.fits]
+            screen.print(Text(f"{len(compiled)} of {len(rows)}: {row.cell.name}: {result}"), soft_wrap=True)
+        rows = compiled
     Console().print(_table(rows, config))
     if config.topology is None and not config.quiet:
         screen.print("add --topology v5e:2x4 (v5p:2x2x1, v6e:2x2 ...) to compile each run for a TPU", soft_wrap=True)
 
 
-def _sized(cell: Cell) -> Row:
-    """From the files that are here. What is only on the hub, and not known, stays None."""
+def _size(cell: Cell) -> Row:
+    """A run's size, from files on this machine. What could only be learned from the hub is None."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -80,8 +100,11 @@ def _sized(cell: Cell) -> Row:
 
 
 @functools.cache
-def _prompts(model: str, task: str, limit: int | None) -> list[Any]:
-    """The task's problems as the model reads them, if both are here; else none. Benchmarks are not fetched for this."""
+def _prompts(model: str, task: str, limit: int | None) -> list["Problem"]:
+    """A task's problems, encoded by the model's tokenizer, if both are on this machine; else none.
+
+    Of benchmarks there are none, since nothing is fetched for a dry run.
+    """
     import pathlib
 
     from converters.config import read_config
@@ -100,31 +123,24 @@ def _prompts(model: str, task: str, limit: int | None) -> list[Any]:
 
 
 def _dtype(cell: Cell) -> Literal["float32", "bfloat16"]:
-    """What it is decoded in where it belongs: a demo on a CPU, all else on an accelerator."""
+    """A run's dtype. Unless it is given, demo models are taken to run on a CPU, all others on an accelerator."""
     return cell.config.dtype or ("float32" if cell.config.model.startswith("demo-") else "bfloat16")
 
 
 @functools.cache
-def _weight_bytes(config: Any, dtype: str, weights: str | None) -> int:
-    """Of int8 weights scales included. Takes seconds, so once a model."""
+def _weight_bytes(config: "ModelConfig", dtype: str, weights: str | None) -> int:
+    """Bytes of a model's weights; of int8 weights the scales, too. Takes seconds, so once a model."""
     import jax
-    import jax.numpy as jnp
     from flax import nnx
 
-    from jkv.models import Decoder
-    from jkv.models.quantized import INT8, quantize_decoder
+    from jkv.planning.models import abstract_decoder
 
-    def make() -> Decoder:
-        model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
-        if weights == INT8:
-            quantize_decoder(model)
-        return model
-
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(make))))
+    model = abstract_decoder(config, dtype, weights)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model)))
 
 
-def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
-    """Each row with the compiler's word; runs that differ in task alone are compiled once."""
+def _compile(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
+    """The rows, each with whether it fits. Runs that differ in nothing but their task are compiled once."""
     import jax
 
     from jkv.config.plan import PlanConfig
@@ -141,17 +157,17 @@ def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
     }
     for row in rows:
         cell = row.cell
-        words: dict[str, Any] = {name: getattr(cell.config, name) for name in names}
+        shared: dict[str, Any] = {name: getattr(cell.config, name) for name in names}
         if row.weights is None:
             yield row
             continue
-        # The full cache holds the longest prompt, too; 512 tokens are a guess at that.
+        # The full cache has to hold the longest prompt, too. Its length isn't known: 512 tokens are a guess.
         budget = cell.budget or cell.config.new_tokens + 512
         target = PlanConfig(
-            **words, budget=budget, topology=str(config.topology), dtype=_dtype(cell), max_batch=False,
+            **shared, budget=budget, topology=str(config.topology), dtype=_dtype(cell), max_batch=False,
             mesh=config.mesh or _mesh(config, cell),
         )  # fmt: skip
-        key = repr(target)  # options, too, change a program
+        key = repr(target)  # it can't be hashed: a policy's options are a dict
         with cell.named():
             figures = known.get(key) or plan(target)
         known[key] = figures
@@ -160,7 +176,7 @@ def _planned(rows: Sequence[Row], config: SweepConfig) -> Iterator[Row]:
 
 
 def _mesh(config: SweepConfig, cell: Cell) -> str:
-    """As many devices on the model axis as share its KV heads evenly, the others on rows."""
+    """The mesh, where none is given: as many devices on `model` as share the KV heads evenly, the others on `data`."""
     import math
 
     from jkv.planning.models import model_config
@@ -172,7 +188,7 @@ def _mesh(config: SweepConfig, cell: Cell) -> str:
 
 
 def _table(rows: Sequence[Row], config: SweepConfig) -> Table:
-    """A line a model, policy and budget; its tasks together."""
+    """The table: a line for each model, policy and budget, in which tasks are added up."""
     from jkv.terminal.screen import human_bytes
     from jkv.terminal.text import visible
 
@@ -186,7 +202,7 @@ def _table(rows: Sequence[Row], config: SweepConfig) -> Table:
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        show_edge=False,  # 80 columns hold it all
+        show_edge=False,  # so that it fits into 80 columns
     )
     for heading in ("model", "policy"):
         table.add_column(heading, overflow="fold", min_width=8)
@@ -195,12 +211,12 @@ def _table(rows: Sequence[Row], config: SweepConfig) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for key in dict.fromkeys((r.cell.model, r.cell.label, r.cell.budget) for r in rows):
         model, label, budget = key
-        mine = [r for r in rows if (r.cell.model, r.cell.label, r.cell.budget) == key]
-        words = [Text(visible(model)), Text(visible(label)), "whole" if budget is None else str(budget)]
-        numbers = [number(total("samples", mine)), number(total("tokens", mine))]
-        fits = {None: "?", True: "yes", False: "no"}[mine[0].fits]
-        sizes = [size(mine[0].weights), size(mine[0].kv)]
-        table.add_row(*words, *numbers, *sizes, *([fits] if config.topology else []))
+        tasks_rows = [r for r in rows if (r.cell.model, r.cell.label, r.cell.budget) == key]
+        names = [Text(visible(model)), Text(visible(label)), "whole" if budget is None else str(budget)]
+        numbers = [number(total("samples", tasks_rows)), number(total("tokens", tasks_rows))]
+        sizes = [size(tasks_rows[0].weights), size(tasks_rows[0].kv)]
+        fits = {None: "?", True: "yes", False: "no"}[tasks_rows[0].fits]
+        table.add_row(*names, *numbers, *sizes, *([fits] if config.topology else []))
     table.caption = f"at most {number(total('tokens', rows))} tokens in all; bytes over all devices"
     table.caption_justify = "left"
     return table

@@ -1,4 +1,4 @@
-"""What a compiled program does with its buffers, read off its text (HLO after all of XLA's passes)."""
+"""What a compiled program does with its buffers, read off its text: XLA's HLO, after all of XLA's passes."""
 
 import math
 import re
@@ -10,15 +10,24 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%([\w.-]+)")
+# Bytes of an element of each dtype.
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8}
-# These name a buffer that is there already, or write into it.
-_NAMES = {"parameter", "get-tuple-element", "tuple", "while", "conditional", "call", "bitcast", "opt-barrier"}
+# Instructions whose result is a buffer that exists already, under another name; and those that write into one.
+_RENAMES = {"parameter", "get-tuple-element", "tuple", "while", "conditional", "call", "bitcast", "opt-barrier"}
 _IN_PLACE = {"dynamic-update-slice", "scatter"}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
 
 
 class Instruction(NamedTuple):
-    """One instruction. ``shapes``: (dtype, dims) of its result, of each part where it is a tuple."""
+    """One instruction of a program.
+
+    Attributes:
+        name: its own, '%' left out.
+        op: what it does: 'copy', 'fusion', 'all-reduce'.
+        shapes: (dtype, sizes) of its result; of every part of it, if the result is a tuple.
+        rest: the text after the opening parenthesis: operands and attributes.
+        computation: the name of the computation (a function of the program) that it belongs to.
+    """
 
     name: str
     op: str
@@ -28,7 +37,7 @@ class Instruction(NamedTuple):
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """Every instruction of every computation, fused ones included."""
+    """Every instruction of every computation of a program, fused ones included."""
     here = ""
     for line in text.splitlines():
         if line and not line[0].isspace():
@@ -45,20 +54,28 @@ def _dims(text: str) -> tuple[int, ...]:
 
 
 def kv_copies(text: str, shape: tuple[int, ...]) -> list[str]:
-    """'op name' of every instruction that makes a new array of at least the size of one device's K or V buffer.
+    """The instructions that make a new array as large as a layer's key or value buffer on one device, or larger.
 
-    shape: [B, K, S, H] of one device. Counted are results of as many elements in any arrangement and dtype. Not
-    counted is what names a buffer that is there (parameters, tuples, loops, bitcasts) or writes into it:
-    dynamic-update-slice, scatter, fusions that end in one, and kernels whose result is one of their operands.
+    Results of as many elements count, in any arrangement and dtype. Not counted are instructions that give an existing
+    buffer another name (parameters, tuples, loops, bitcasts) or write into one: dynamic-update-slice, scatter, fusions
+    that end in one of these, and kernels whose result is one of their operands.
+
+    Args:
+        text: the program's.
+        shape: [B, K, S, H] of the buffer on one device.
+
+    Returns:
+        'op name' of each.
     """
     everything = list(instructions(text))
+    # Instructions inside a fusion, or inside what a reduction applies, have no buffers of their own.
     inner = {called for i in everything if i.op != "call" for called in _CALLED.findall(i.rest)}
     roots = _roots(text)
     size = math.prod(shape)
     found = []
     for i in everything:
         big = any(math.prod(dims) >= size and _is_kv(dims, shape) for _, dims in i.shapes)
-        if not big or i.computation in inner or i.op in _NAMES or i.op in _IN_PLACE:
+        if not big or i.computation in inner or i.op in _RENAMES or i.op in _IN_PLACE:
             continue
         called = _CALLED.search(i.rest)
         if i.op == "fusion" and called and roots.get(called[1], set()) <= _IN_PLACE:
@@ -70,12 +87,15 @@ def kv_copies(text: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _is_kv(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether an array of these sizes can hold the buffer: as many elements, or S and H among them and more."""
+    """Whether an array with these sizes may be a buffer of this shape: it has as many elements, or axes S and H."""
     return math.prod(dims) == math.prod(shape) or (shape[2] in dims and shape[3] in dims)
 
 
 def _roots(text: str) -> dict[str, set[str]]:
-    """What each computation ends in: the op of its root, or of the root tuple's parts, looking through bitcasts."""
+    """By computation, the ops that make its result: that of its root, or those of the parts if the root is a tuple.
+
+    A bitcast is not taken for an op: what counts is the op of its operand.
+    """
     by_name = {(i.computation, i.name): i for i in instructions(text)}
     found: dict[str, set[str]] = {}
     here = ""
@@ -89,6 +109,7 @@ def _roots(text: str) -> dict[str, set[str]]:
 
 
 def _ends(by_name: dict[tuple[str, str], Instruction], computation: str, name: str) -> Iterator[str]:
+    """The ops that make one instruction's result, with tuples and bitcasts replaced by their operands' ops."""
     i = by_name[computation, name]
     if i.op in ("tuple", "bitcast"):
         for operand in re.findall(r"%([\w.-]+)", i.rest):
@@ -99,7 +120,7 @@ def _ends(by_name: dict[tuple[str, str], Instruction], computation: str, name: s
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """By kind: how many there are, and the bytes of the largest one's result."""
+    """A program's collectives by kind: how many there are, and how many bytes the largest one's result has."""
     count: Counter[str] = Counter()
     largest: Counter[str] = Counter()
     for i in instructions(text):
@@ -112,7 +133,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
 
 def collective_shapes(text: str) -> list[tuple[str, str]]:
-    """Of every collective its kind and what it hands over: 'bf16[32,1,4096]', of each part where it is a tuple."""
+    """(kind, result) of every collective, sorted. A result is like 'bf16[32,1,4096]', a tuple a list of such parts."""
     found = []
     for i in instructions(text):
         kind = i.op.removesuffix("-start")
@@ -123,7 +144,7 @@ def collective_shapes(text: str) -> list[tuple[str, str]]:
 
 
 def kernels(text: str) -> Counter[str]:
-    """Pallas TPU kernels by name, and how often each is called."""
+    """How often a program calls each Pallas TPU kernel, by the kernel's name."""
     found: Counter[str] = Counter()
     for i in instructions(text):
         if i.op == "custom-call" and 'custom_call_target="tpu_custom_call"' in i.rest:
@@ -132,7 +153,7 @@ def kernels(text: str) -> Counter[str]:
 
 
 def aliased(text: str) -> int:
-    """How many outputs of the program are one of its inputs' buffers."""
+    """How many of a program's results are written into the buffer of one of its arguments."""
     head = text.split("\n", 1)[0]
     found = re.search(r"input_output_alias=\{(.*?)\}, entry", head)
     return found[1].count("alias)") if found else 0

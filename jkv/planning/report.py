@@ -1,4 +1,4 @@
-"""A plan: the figures of one run on one topology, as a dict and as a table."""
+"""A plan: whether a run fits a TPU topology, its memory, roofline and largest batch, as a dict and as a table."""
 
 import contextlib
 import math
@@ -28,17 +28,20 @@ from jkv.planning.models import PUBLISHED_WIDTHS, model_config, shipped
 from jkv.planning.step_bytes import kv_bytes, mean_occupancy, shard_bytes, step_bytes
 from jkv.terminal.screen import human_bytes
 
-Show = Callable[[str], None]
-COMPILATIONS = 5  # of the decode program at most, to find the largest batch
+COMPILATIONS = 5  # batch sizes at which `largest_batch` compiles the decode program, at most
 
 
 def target_of(config: PlanConfig) -> tuple[Chip, Target]:
-    """The chip and what to compile. Raises UserError for whatever can be refused before compiling."""
-    words = config.decode()
-    policy = words.make_policy()
+    """The TPU generation that a configuration names, and the run to compile for it.
+
+    Raises:
+        UserError: whatever can be found wrong before compiling: the topology, the model, the mesh, the budget.
+    """
+    decode_config = config.decode()
+    policy = decode_config.make_policy()
     model = model_config(config.model)
     assert config.budget is not None
-    rule = words.retention(policy, longest=config.budget)
+    rule = decode_config.retention(policy, longest=config.budget)
     chip, devices = topology_devices(config.topology)
     dtype = jnp.dtype(config.dtype)
     if config.mesh != AUTO:
@@ -57,15 +60,27 @@ def target_of(config: PlanConfig) -> tuple[Chip, Target]:
     )  # fmt: skip
 
 
-def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
-    """Compile and report. Bytes are those of one chip. ``show`` is told what is going on."""
+def plan(config: PlanConfig, show: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Compile a run's programs, and search its largest batch if the configuration asks for it.
+
+    Args:
+        config: what to compile, and for which topology.
+        show: called before each compilation, with a line for the user.
+
+    Returns:
+        What ``python -m jkv.plan --json`` prints. Bytes are those of one chip. None stands for a figure of a program
+        that the compiler refused.
+
+    Raises:
+        UserError: whatever can be found wrong before compiling.
+    """
     chip, target = target_of(config)
     rows = config.batch_size
     measured: dict[int, Compiled] = {}
     refused: dict[int, OutOfMemory] = {}
 
     def decode_at(rows: int) -> Compiled | None:
-        """None: the compiler refuses it."""
+        """The decode program of ``rows`` rows, compiled once; None if the compiler refuses it."""
         if rows not in measured and rows not in refused:
             show(f"compiling decode, {target.config.n_layers} layers, {rows} rows")
             try:
@@ -89,51 +104,66 @@ def plan(config: PlanConfig, show: Show = lambda _: None) -> dict[str, Any]:
         figures |= {"peak_bytes": required, "temp_bytes": required - held}
     if config.max_batch:
         unit = target.mesh.shape[DATA]
-        reading = prefill.temporaries if prefill is not None else 0  # one row at a time, whatever the batch
+        # Prefill reads one row's prompt at a time, so its temporaries are the same for every batch.
+        prefill_temporaries = prefill.temporaries if prefill is not None else 0
 
         def peak_at(rows: int) -> int | None:
+            """Bytes of the larger of both programs; of a refused one those that the compiler names, if it does."""
             compiled = decode_at(rows)
             if compiled is None:
                 return refused[rows].required
-            return max(compiled.peak, compiled.peak - compiled.temporaries + reading)
+            return max(compiled.peak, compiled.peak - compiled.temporaries + prefill_temporaries)
 
-        a_unit = (figures["kv_bytes"] + figures["state_bytes"]) * unit // rows
-        figures["max_batch"] = largest_batch(unit, rows, usable, a_unit, peak_at)
+        unit_bytes = (figures["kv_bytes"] + figures["state_bytes"]) * unit // rows
+        figures["max_batch"] = largest_batch(unit, rows, usable, unit_bytes, peak_at)
     return figures
 
 
-def largest_batch(unit: int, start: int, usable: int, a_unit: int, peak_at: Callable[[int], int | None]) -> int:
-    """The most rows, a multiple of ``unit``, whose program takes at most ``usable`` bytes: that batch is compiled, and
-    the next is ruled out by compiling it or by the line through compiled ones. 0: not even the smallest fits.
+def largest_batch(unit: int, start: int, usable: int, unit_bytes: int, peak_at: Callable[[int], int | None]) -> int:
+    """The largest batch whose program fits, found with at most `COMPILATIONS` calls of ``peak_at``.
 
-    start: rows to begin with.  a_unit: bytes that ``unit`` rows of state take.  peak_at: bytes at so many rows, or None
-    for a program that is refused for something else than its bytes (a small memory's scalars, at thousands of rows).
-    Where only that stands in the way, the answer is a batch that fits, but others above it may, too.
+    The batch that is returned has been compiled. That the next larger one doesn't fit is known by compiling it, or
+    from the straight line through batches that were compiled.
+
+    Args:
+        unit: batches are multiples of it: the devices that share the rows.
+        start: rows of the first batch to try.
+        usable: bytes that a program may have.
+        unit_bytes: bytes that ``unit`` rows add to a program at the least: their KV buffer and state.
+        peak_at: compiles the program of so many rows and returns its bytes; None if the compiler refuses it for
+            another reason than its bytes. (At thousands of rows a chip's scalar memory is full.)
+
+    Returns:
+        Rows; 0 if not even ``unit`` rows fit. Where a larger batch was refused for another reason than its bytes, some
+        batch between the two may fit as well.
     """
     peaks: dict[int, int] = {}  # by units of rows
     refused: set[int] = set()
-    guess, good = max(1, start // unit), 0
+    guess, fitting = max(1, start // unit), 0
     for _ in range(COMPILATIONS):
         peak = peak_at(guess * unit)
         if peak is None:
             refused.add(guess)
         else:
             peaks[guess] = peak
-        good = max((n for n, peak in peaks.items() if peak <= usable), default=0)
-        bad = min((*refused, *(n for n, peak in peaks.items() if peak > usable)), default=math.inf)
-        if bad == good + 1:
+        fitting = max((n for n, peak in peaks.items() if peak <= usable), default=0)
+        too_large = min((*refused, *(n for n, peak in peaks.items() if peak > usable)), default=math.inf)
+        if too_large == fitting + 1:
             break
-        if refused and bad == min(refused):  # no line leads there
-            guess = int(max(math.isqrt(good * int(bad)), good + 1)) if good else max(1, int(bad) // 8)
+        if refused and too_large == min(refused):
+            # Its bytes are unknown, so there is no line to follow: try the geometric mean, or an eighth if none fits.
+            middle = math.isqrt(fitting * int(too_large))
+            guess = int(max(middle, fitting + 1) if fitting else max(1, int(too_large) // 8))
             continue
-        # Arguments grow by the row, temporaries nearly so: the next guess is on the line through the two nearest.
+        # Arguments grow linearly with the rows and temporaries nearly so: the next guess is where the line through the
+        # two batches that are nearest to ``usable`` reaches it.
         near = sorted(peaks, key=lambda n: abs(peaks[n] - usable))[:2]
-        growth = a_unit if len(near) < 2 else (peaks[near[0]] - peaks[near[1]]) / (near[0] - near[1])
-        guess = near[0] + math.floor((usable - peaks[near[0]]) / max(growth, a_unit))
-        guess = int(min(max(guess, good, 1), bad - 1))
-        if guess == good:
+        growth = unit_bytes if len(near) < 2 else (peaks[near[0]] - peaks[near[1]]) / (near[0] - near[1])
+        guess = near[0] + math.floor((usable - peaks[near[0]]) / max(growth, unit_bytes))
+        guess = int(min(max(guess, fitting, 1), too_large - 1))
+        if guess == fitting:
             break
-    return good * unit
+    return fitting * unit
 
 
 def _figures(
@@ -145,6 +175,7 @@ def _figures(
     fits: bool,
     seconds: float,
 ) -> dict[str, Any]:
+    """The figures of a plan; None for a program stands for one that the compiler refused."""
     rows, mesh, rule = config.batch_size, target.mesh, target.rule
     _, weights, state, parameters = target.arguments(rows)
     kv = kv_bytes(target, rows)
@@ -193,7 +224,7 @@ def _figures(
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """The figures for people."""
+    """The figures of `plan` as a table."""
     f = figures
     size = lambda name: "refused by the compiler" if f[name] is None else human_bytes(f[name])
     mesh = ",".join(f"{axis}={n}" for axis, n in f["mesh"].items())

@@ -1,4 +1,7 @@
-"""The bytes that a decode step can't do without, a device: what the roofline is made of. Sums that a hand can check."""
+"""The bytes that each device has to move in a decode step, part by part.
+
+Divided by the bandwidth of the device's memory they are the shortest time that a step can take: the roofline.
+"""
 
 import math
 from typing import Any
@@ -6,25 +9,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jkv.engine.state import DecodeState
 from jkv.ops.sharding import DATA, MODEL
 from jkv.planning.compile import Target
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes a device of a pytree of arrays or placed shapes, without the padding of the device's tiles."""
+    """Bytes on each device of a pytree of arrays, or of shapes with their sharding.
+
+    TPUs store arrays in tiles; what that adds to a shape is not counted.
+    """
     sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return sum(sizes)
 
 
 def kv_bytes(target: Target, rows: int) -> int:
-    """Bytes a device of the key and value buffers, scales of int8 included."""
+    """Bytes on each device of the key and value buffers of ``rows`` rows; of int8 buffers the scales, too."""
     whole = target.config.kv_bytes(rows, target.rule.budget, jnp.dtype(target.dtype).itemsize, target.kv)
     return whole // target.mesh.size
 
 
 def mean_occupancy(target: Target) -> float:
-    """Slots that a step's query meets, over the steps between two evictions: from retain + 1 to budget."""
+    """Slots of a row that a step reads, on average.
+
+    Between two evictions they grow from retain + 1 to budget. Where nothing is evicted, or one token in every step, it
+    is the budget: a full cache is counted as if it were full from the start.
+    """
     rule = target.rule
     if not target.policy.evicts or rule.one_out:
         return float(rule.budget)
@@ -32,25 +41,39 @@ def mean_occupancy(target: Target) -> float:
 
 
 def step_bytes(target: Target, rows: int) -> dict[str, int]:
-    """By part, the bytes a device must move in a step that evicts nothing, at the mean occupancy.
+    """The bytes that each device has to move in a decode step, at the mean occupancy.
 
-    weights: each once; of the embedding only the rows' own tokens, unless it is the head too.  policy: its parameters,
-    where every token needs them.  kv_read: the occupied slots.  kv_written: one a row.  attention: its weights, written
-    and read, where the policy wants them.  logits: written and read, float32.  evict, not part of the step: the kept
-    slots read and written, spread over the steps between two evictions; at most, as slots in place don't move.
+    Args:
+        target: the run.
+        rows: the batch size.
+
+    Returns:
+        Bytes by part:
+
+        - weights: each is read once; of the embedding only the rows' own tokens, unless it is the head, too.
+        - policy: its parameters, if it reads them at every token.
+        - kv_read: the occupied slots.
+        - kv_written: one slot a row.
+        - attention: the attention weights, float32, written and read, if the policy asks for them.
+        - logits: float32, written and read.
+        - evict: the slots that a bulk eviction keeps, read and written, divided by the steps between two evictions.
+          An upper bound, as slots that are in their place already don't move. Not every step evicts, so this is not
+          part of the step that the roofline is made of.
+
+    Raises:
+        UserError: the mesh can't share the model or the rows evenly.
     """
     c, rule, needs = target.config, target.rule, target.policy.needs
     data, model = target.mesh.shape[DATA], target.mesh.shape[MODEL]
     item, b = jnp.dtype(target.dtype).itemsize, rows // data
-    _, weights, state, parameters = target.arguments(rows)
-    assert isinstance(state, DecodeState)
-    of_weights = jnp.dtype(target.weights or target.dtype).itemsize
-    embedding = 0 if c.tied_head else (c.vocab_size // model - b) * c.d_model * of_weights
+    _, weights, _, parameters = target.arguments(rows)
+    weight_item = jnp.dtype(target.weights or target.dtype).itemsize
+    unread = 0 if c.tied_head else (c.vocab_size // model - b) * c.d_model * weight_item  # of the embedding
     slot = c.kv_bytes(b, 1, item, target.kv) // model
     at_every_token = needs.hidden or needs.inputs
     bulk = target.policy.evicts and not rule.one_out
     return {
-        "weights": shard_bytes(weights) - max(0, embedding),
+        "weights": shard_bytes(weights) - max(0, unread),
         "policy": shard_bytes(parameters) if at_every_token else 0,
         "kv_read": round(slot * mean_occupancy(target)),
         "kv_written": slot,

@@ -1,4 +1,4 @@
-"""Eviction policies by name. ``register`` adds one; a policy only scores, see ``jkv.policies.base``."""
+"""Eviction policies by name. ``register`` adds one. A policy only scores: see ``jkv.policies.base``."""
 
 from typing import TypeVar
 
@@ -63,15 +63,24 @@ _P = TypeVar("_P", bound=type[Policy])
 
 
 def register(policy: _P) -> _P:
-    """Make a policy class usable by its ``name`` (also as a decorator). A name is taken once.
+    """Make a policy class usable by its ``name``; also as a decorator.
 
-    Raises ValueError if the name is missing or belongs to another class.
+    Args:
+        policy: a subclass of Policy with a class attribute ``name``.
+
+    Returns:
+        ``policy``.
+
+    Raises:
+        ValueError: the name is missing, or belongs to a class of another name. (A class of the same name replaces the
+            former one. In a notebook any class does.)
     """
     name = getattr(policy, "name", None)
     if not name:
         raise ValueError(f"{policy.__name__} needs a class attribute `name`")
     taken = _POLICIES.get(name)
-    # Running a notebook cell twice defines the same class twice, or under a new name: the later one wins.
+    # Running an edited notebook cell again defines the class again, perhaps under another class name: the later one
+    # wins.
     in_notebook = taken is not None and taken.__module__ == policy.__module__ == "__main__"
     if taken is not None and taken.__qualname__ != policy.__qualname__ and not in_notebook:
         raise ValueError(f"the name {name!r} belongs to {taken.__qualname__}")
@@ -85,7 +94,11 @@ def policy_names() -> list[str]:
 
 
 def get_policy(name: str) -> type[Policy]:
-    """The policy class of that name. Raises UserError naming those there are."""
+    """The policy class of that name.
+
+    Raises:
+        UserError: there is none; the message lists those there are.
+    """
     if name not in _POLICIES:
         raise UserError(f"no policy {name!r}", where="--policy", mend=f"choose one of {', '.join(policy_names())}")
     return _POLICIES[name]

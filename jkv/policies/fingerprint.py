@@ -1,4 +1,8 @@
-"""What the code of a policy is: under the same name and options it may be another tomorrow."""
+"""A fingerprint of a custom policy's code, so that a resumed run notices an edit.
+
+The name and the options of a policy stay the same when its file is edited, and samples of two versions must not be
+mixed in one run. jkv's own policies need no fingerprint: they change only with the package.
+"""
 
 import hashlib
 import inspect
@@ -9,15 +13,23 @@ from jkv.policies.base import Needs
 
 
 def code_digest(policy: type) -> str | None:
-    """A digest of what a policy's methods do, None for jkv's own. Functions outside the class don't count.
+    """A digest of what a policy class does.
 
-    Bytecode is compared, so another Python makes it another policy.
+    It covers the bytecode of methods and properties and the plain class attributes, of the class and of those it
+    inherits from outside jkv. Functions outside the class are not covered. Bytecode differs between versions of Python,
+    so another Python makes it another policy.
+
+    Args:
+        policy: the class.
+
+    Returns:
+        16 hexadecimal digits; None for a policy of jkv's own.
     """
-    mine = [cls for cls in policy.__mro__ if cls is not object and cls.__module__.partition(".")[0] != "jkv"]
-    if not mine:
+    custom = [cls for cls in policy.__mro__ if cls is not object and cls.__module__.partition(".")[0] != "jkv"]
+    if not custom:
         return None
     sha = hashlib.sha256()
-    for cls in mine:
+    for cls in custom:
         for name, member in sorted(vars(cls).items()):
             if name.startswith("__"):
                 continue
@@ -31,7 +43,10 @@ def code_digest(policy: type) -> str | None:
 
 
 def _plain(constant: Any) -> str:
-    """The same text for the same code, in every process."""
+    """Text for a code object or one of its constants: the same for the same code, in every process.
+
+    ``repr`` alone won't do: that of a code object has its address, and a set's order differs between processes.
+    """
     if isinstance(constant, types.CodeType):
         constants = [_plain(part) for part in constant.co_consts]
         return repr((constant.co_code, constant.co_names, constants))

@@ -7,7 +7,7 @@ from jkv.policies.base import Policy
 
 @dataclasses.dataclass(frozen=True)
 class Full(Policy):
-    """Every token stays; the reference that every budget is measured against."""
+    """Every token stays. Every budget is measured against this."""
 
     name = "full"
     evicts = False

@@ -1,4 +1,8 @@
-"""From attention per query head to what a keep set has received."""
+"""From attention per query head to one number per KV head, or per keep set.
+
+A keep set is the set of slots that an eviction keeps: one a row (granularity shared), or one for each layer and KV head
+(granularity head).
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,7 +16,7 @@ Group = Literal["mean", "max"]
 
 
 def reduce_group(weights: Float[Array, "*batch G S"], group: Group) -> Float[Array, "*batch S"]:
-    """Attention weights (after the softmax) of the query heads that share a KV head, as one."""
+    """One weight a slot, from the attention weights (after the softmax) of the query heads that share a KV head."""
     return jnp.mean(weights, axis=-2) if group == "mean" else jnp.max(weights, axis=-2)
 
 
@@ -22,9 +26,15 @@ def stack(per_layer: Sequence[Float[Array, "B K S"]]) -> Float[Array, "B L K S"]
 
 
 def received(new: NewTokens, group: Group) -> Float[Array, "B T l k S"]:
-    """The attention each slot got from the new tokens, on the run's keep sets; nothing from tokens that aren't there.
+    """The attention that each slot got from each of the new tokens, per keep set.
 
-    Within a group of query heads their mean or maximum; averaged over layers and KV heads where the keep set is shared.
+    Args:
+        new: the tokens; the policy must have asked for ``attention``.
+        group: how the query heads of a KV head become one.
+
+    Returns:
+        Attention weights, averaged over layers and KV heads where the keep set is shared; 0 from tokens that are not
+        valid.
     """
     assert new.attention is not None  # the policy asked for it
     n_kv_heads = new.model.n_kv_heads

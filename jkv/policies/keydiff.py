@@ -1,6 +1,7 @@
-"""keydiff: keys that point elsewhere than the others stay (KeyDiff, arXiv:2504.15364).
+"""keydiff: keys that point in another direction than the rest stay (KeyDiff, arXiv:2504.15364).
 
-Score = -cos(k, a), a the mean over occupied slots of k / ||k||; keys as cached, after RoPE.
+Score = -cos(k, a), where a is the mean over occupied slots of k / ||k||; keys as cached, after RoPE. The source applies
+this to a prompt block by block; here it is applied at every eviction while decoding.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ class KeyDiff(Policy):
     name = "keydiff"
     needs = Needs(keys=True)
 
-    def score(self, state, slots: Slots):
+    def score(self, state: tuple[()], slots: Slots) -> Float[Array, "B L K S"]:
+        """Minus the cosine of each key with the mean direction, per layer and KV head."""
         del state
         assert slots.keys is not None
         return stack([_difference(k, slots.occupied) for k in slots.keys])

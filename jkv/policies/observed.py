@@ -1,9 +1,14 @@
 """Attention of the newest n queries over the slots, computed at an eviction from the ring of queries.
 
-Shared by snapkv, tova, rkv, gkv and vase. Causal: a query sees slots of positions up to its own. The tokens of those
-queries are the *observed* ones: fewer queries could look at them, so their attention isn't comparable, and the sources
-keep them. Here they get the highest score of their head, so that protection (sinks, pinned prompt) still comes first.
+Shared by snapkv, tova, rkv, gkv and vase; expected_attention uses the ring's positions. Attention is causal: a query
+sees the slots of positions up to its own. The tokens of these n queries are called *observed*. Fewer queries could look
+at them, so their attention can't be compared with that of older tokens, and the sources always keep them. Here they get
+the highest score of their head instead, so that protected tokens (sinks, a pinned prompt) still come first.
+
+In the shapes, n is the number of places of the ring.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ from jkv.policies.base import Slots
 
 
 def query_positions(slots: Slots, n: int) -> Int[Array, "B n"]:
-    """Position of the query at each place of the ring; negative where none has been yet."""
+    """Position of the query at each place of a ring of ``n``; negative where there has been none yet."""
     newest = slots.newest[:, None]
     return newest - (newest - jnp.arange(n)[None, :]) % n
 
@@ -24,7 +29,7 @@ def observed(slots: Slots, layer: int, n: int) -> Bool[Array, "B k S"]:
 
 
 def seen(slots: Slots, layer: int, n: int) -> Bool[Array, "B n k S"]:
-    """Which slots each query of the ring may look at."""
+    """Which slots each query of the ring may look at: occupied ones, of positions up to its own."""
     query = query_positions(slots, n)[:, :, None, None]
     position = slots.of_layer(slots.positions, layer)[:, None]
     return (position <= query) & slots.occupied[:, None, None, :] & (query >= 0)
@@ -49,13 +54,13 @@ def softmax(scores: Float[Array, "B n K G S"], mask: Bool[Array, "B n k S"]) -> 
 
 
 def mean_over_queries(weights: Float[Array, "B n K S"], slots: Slots) -> Float[Array, "B K S"]:
-    """Mean over the queries that there are."""
+    """Mean over the ring's queries; places without a query yet don't count (their weights must be 0)."""
     there = query_positions(slots, weights.shape[1]) >= 0
     return jnp.sum(weights, axis=1) / jnp.sum(there, axis=1).astype(jnp.float32)[:, None, None]
 
 
 def observed_on_top(scores: Float[Array, "B K S"], slots: Slots, layer: int, n: int) -> Float[Array, "B K S"]:
-    """Scores with those of the observed tokens raised to the highest of the others."""
+    """The scores, with those of the newest ``n`` tokens replaced by the highest of the others (0 if there are none)."""
     recent = observed(slots, layer, n)
     others = jnp.where(slots.occupied[:, None, :] & ~recent, scores, -jnp.inf)
     top = jnp.max(others, axis=-1, keepdims=True)
@@ -63,11 +68,27 @@ def observed_on_top(scores: Float[Array, "B K S"], slots: Slots, layer: int, n: 
 
 
 def pool(
-    scores: Float[Array, "B K S"], slots: Slots, layer: int, *, width: int, kind: str, leave_out: Bool[Array, "B k S"]
+    scores: Float[Array, "B K S"],
+    slots: Slots,
+    layer: int,
+    *,
+    width: int,
+    kind: Literal["max", "avg"],
+    leave_out: Bool[Array, "B k S"],
 ) -> Float[Array, "B K S"]:
-    """Maximum or average over ``width`` neighbours in order of position (stride 1, centred).
+    """Maximum or average over neighbours in order of position (stride 1, centred).
 
-    Slots in ``leave_out`` and beyond the ends count as minus infinity in a maximum and as zero in an average.
+    Args:
+        scores: of one layer.
+        slots: for the positions and the occupied slots.
+        layer: which layer.
+        width: how many neighbours, the slot itself included. 1 returns the scores as they are.
+        kind: 'max' or 'avg'.
+        leave_out: slots that don't take part.
+
+    Returns:
+        The pooled scores, at the slots they belong to. Slots in ``leave_out``, slots without a token and places beyond
+        the ends count as minus infinity in a maximum and as zero in an average.
     """
     if width == 1:
         return scores
@@ -76,7 +97,7 @@ def pool(
     kept = jnp.where(leave_out | ~slots.occupied[:, None, :], fill, scores)
     order = None
     if not slots.ascending:
-        # Overwritten slots are in no order. Dead slots don't matter: only full rows evict.
+        # Where single slots are overwritten, they are in no order. All are occupied then: only full rows evict.
         order = jnp.argsort(position, axis=-1)
         kept = jnp.take_along_axis(kept, order, axis=-1)
     window, strides = (1, 1, width), (1, 1, 1)

@@ -1,4 +1,4 @@
-"""Policies from words: a name, options as text or values, files that register more of them."""
+"""Policies from the command line: by name, with options as text or values, and from Python files of the user's."""
 
 import dataclasses
 import hashlib
@@ -18,9 +18,16 @@ from jkv.policies.base import Policy
 
 
 def make_policy(name: str, options: Mapping[str, Any]) -> Policy:
-    """The policy ``name`` with ``options``: values, or text to be read as the option's type.
+    """Make a policy.
 
-    Raises UserError naming what there is, for an unknown policy, an unknown option or a value of another type.
+    Args:
+        name: of a registered policy.
+        options: by the name of the policy's field: a value, or text that is read as the field's type (a tuple's
+            members are separated by commas).
+
+    Raises:
+        UserError: an unknown policy or option (the message lists those there are), a value of another type, a missing
+            value, or values that the policy itself refuses.
     """
     cls = get_policy(name)
     kinds = get_type_hints(cls, include_extras=True) if dataclasses.is_dataclass(cls) else {}
@@ -40,28 +47,36 @@ def make_policy(name: str, options: Mapping[str, Any]) -> Policy:
             raise UserError(f"{error.errors()[0]['msg']}, got {reprlib.repr(value)}", where=where) from None
     try:
         return cls(**values)
-    except (ValueError, TypeError) as error:  # a policy that checks its own options, or one that must be given
+    except (ValueError, TypeError) as error:  # the policy checks its options, or one without a default is missing
         raise UserError(str(error), where="--options") from None
 
 
 def run_policy_file(file: str) -> None:
-    """Run a Python file of the user's, which registers policies. Raises UserError if it can't be found or run."""
+    """Run a Python file of the user's, which registers policies (``--register``).
+
+    Args:
+        file: its path; ``~`` is expanded.
+
+    Raises:
+        UserError: it can't be found or it raises. The message names the last line of that file that was reached.
+    """
     path = pathlib.Path(file).expanduser()
     if not path.is_file():
         raise UserError("no such file", where=file, mend="--register takes Python files")
-    # Two files of one name keep apart.
+    # The digest of the path keeps two files of the same name apart.
     name = f"jkv_registered_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError("is no Python file", where=file, mend="its name should end in .py")
+        raise UserError("is not a Python file", where=file, mend="its name should end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # ``dataclasses`` looks the module of a class up there
     try:
         spec.loader.exec_module(module)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        # The deepest line of the file itself; a file that can't be parsed has none, but the error knows.
+        # The deepest line of the file itself. A file that can't be parsed has no such frame; its SyntaxError has the
+        # line.
         frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
         at = file if line is None else f"{file}, line {line}"

@@ -1,4 +1,4 @@
-"""Redundancy of keys (R-KV, arXiv:2505.24133): how much a key says what others say too, the newest excepted."""
+"""Redundancy of keys (R-KV, arXiv:2505.24133): how similar a key is to the row's other keys. Used by rkv and gkv."""
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,22 @@ def redundancy(
     *,
     implementation: str = "auto",
 ) -> Float[Array, "B K S"]:
-    """Softmax over slots of the mean cosine similarity that all keys have with a key (`jkv.ops.key_similarity`).
+    """Softmax over slots of the mean cosine similarity that all keys have with a key.
 
-    A key's similarity with itself counts as 0. So does, for each key, that with the newest of the keys similar to it
-    (cosine above ``threshold``): of a cluster, the newest is spared. The mean is over the keys that point, as in the
-    source's code. Unlike there, a key that resembles none spares none (there it spares key 0).
+    A key's similarity with itself counts as 0. Besides, each key spares one other: of the keys similar to it, the
+    newest, whose similarity with it counts as 0. So of a cluster of similar keys the newest looks least redundant.
 
-    ``occupied``: the row's first slots, as many as there are tokens.
+    Differs from the source's code (Zefan-Cai/R-KV): a key that resembles none spares none. There it spares key 0.
+
+    Args:
+        keys: as cached.
+        positions: of the token in each slot; k is 1 where keep sets are shared, else K.
+        occupied: the row's first slots, as many as there are tokens.
+        threshold: cosine above which two keys are similar.
+        implementation: of `jkv.ops.key_similarity`.
+
+    Returns:
+        Numbers that sum to 1 over the occupied slots; 0 for the others.
     """
     length = jnp.sum(occupied, axis=-1, dtype=jnp.int32)
     mean = key_similarity(keys, positions, length, threshold=threshold, implementation=implementation)

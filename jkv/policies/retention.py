@@ -1,4 +1,7 @@
-"""The budget words of a run: how much stays after an eviction, and what is never evicted."""
+"""The budget options of a run: how much stays after an eviction, and what is never evicted. All counts are tokens.
+
+``jkv.engine.priority`` applies them to scores.
+"""
 
 import dataclasses
 import math
@@ -11,11 +14,20 @@ Granularity = Literal["shared", "head"]
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """The budget words of one run: how much stays, and what is never evicted.
+    """The budget options of one run: how much stays, and what is never evicted.
 
-    budget: slots a row owns (S).  retain: slots occupied right after an eviction.  window: the newest tokens.
-    sinks: the oldest.  pin_prompt: the prompt.  granularity: one keep set a row, or one a layer and KV head.
-    long_prompts: whether a prompt may be longer than the budget; it is then read in pieces, evicting as decoding does.
+    Attributes:
+        budget: slots that a row owns per layer and KV head (S). Everything below lives inside.
+        retain: slots still occupied right after an eviction (R).
+        window: the newest tokens that are never evicted (W).
+        sinks: the oldest tokens that are never evicted.
+        pin_prompt: whether the prompt is never evicted.
+        granularity: 'shared': one keep set a row; 'head': one for each layer and KV head.
+        long_prompts: whether a prompt may be longer than the budget. Then it is read in pieces, and evicts as decoding
+            does.
+
+    Raises:
+        UserError: values that contradict each other.
     """
 
     budget: int
@@ -26,7 +38,7 @@ class Retention:
     granularity: Granularity = "shared"
     long_prompts: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.budget < 1:
             raise UserError(f"a budget of {self.budget} slots holds nothing", where="--budget", mend="give at least 1")
         if not 1 <= self.retain <= self.budget:
@@ -45,11 +57,20 @@ class Retention:
 
     @property
     def one_out(self) -> bool:
-        """One token out, one in: the evicted slot is overwritten and nothing moves."""
+        """Whether one token goes when one comes (retain = budget - 1): its slot is overwritten and nothing moves."""
         return self.retain == self.budget - 1
 
     def check_prompt(self, length: int, where: str) -> None:
-        """Raise UserError if a prompt of ``length`` tokens, or what must be protected with it, does not fit."""
+        """Refuse a prompt that doesn't fit.
+
+        Args:
+            length: its tokens.
+            where: which prompt, for the message.
+
+        Raises:
+            UserError: it is longer than the budget (unless ``long_prompts``), or what is protected with it is more than
+                ``retain``.
+        """
         if length > self.budget and not self.long_prompts:
             raise UserError(
                 f"the prompt has {length} tokens, the budget {self.budget} slots",
@@ -68,5 +89,8 @@ class Retention:
 
 
 def retain_by_ratio(budget: int, window: int, ratio: float) -> int:
-    """DynTS's rule: window + floor(ratio * (n - window)); n, the slots occupied at the eviction, is the budget."""
+    """How many slots stay by DynTS's rule (arXiv:2601.18383): window + floor(ratio * (n - window)).
+
+    n, the slots occupied at the eviction, is the budget here, because only full rows evict.
+    """
     return window + math.floor(ratio * max(budget - window, 0))

@@ -4,15 +4,19 @@
     R = softmax(mean cosine similarity with the other keys, the newest similar one spared)
     score = lambda I - (1 - lambda) R
 
-The maximum over the group is before the softmax, which runs over the slots that are not observed. lambda .1 is the
-source's; .5 is better on some models. The source evicts every 128 tokens (``--retain`` budget - 128) and keeps the last
-8 (``--window 8``).
+The maximum over the group is taken before the softmax, which runs over the slots that are not observed. The source
+evicts every 128 tokens (``--retain`` budget - 128) and keeps the last 8 (``--window 8``). Differs from the source's
+code in one detail of R: see ``jkv.policies.redundancy``.
+
+lambda is .1 in the paper and .07 by default in its code (Zefan-Cai/R-KV). VaSE's authors run it with .5 on Qwen3-4B
+(terarachang/VaSE); on the demo models .5 is worse than .1 (docs/policies_demo.md). So tune it for a model.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 
+from jkv.axes import Array, Float
 from jkv.policies import observed
 from jkv.policies.base import Count, Needs, Policy, Share, Slots
 from jkv.policies.keep_sets import stack
@@ -21,8 +25,14 @@ from jkv.policies.redundancy import redundancy
 
 @dataclasses.dataclass(frozen=True)
 class RKV(Policy):
-    """lam: lambda, the weight of attention against redundancy.  queries: how many of the newest look.
-    width: of the max-pool.  threshold: cosine above which keys are similar."""
+    """No state.
+
+    Attributes:
+        lam: lambda, the weight of attention against redundancy.
+        queries: how many of the newest queries look.
+        width: of the max-pool over attention.
+        threshold: cosine above which keys are similar.
+    """
 
     lam: Share = 0.1
     queries: Count = 8
@@ -36,7 +46,8 @@ class RKV(Policy):
         """A ring of the newest queries, and the keys."""
         return Needs(queries=self.queries, keys=True)
 
-    def score(self, state, slots: Slots):
+    def score(self, state: tuple[()], slots: Slots) -> Float[Array, "B L K S"]:
+        """lambda I - (1 - lambda) R, per layer and KV head."""
         del state
         assert slots.keys is not None
         n = self.queries

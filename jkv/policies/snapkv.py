@@ -1,13 +1,17 @@
-"""snapkv: what the last queries look at stays, and its neighbours (SnapKV, arXiv:2404.14469), in its decoding form.
+"""snapkv: what the last queries look at stays, and its neighbours (SnapKV, arXiv:2404.14469), in a form for decoding.
 
-Score = pool(mean over the last ``queries`` queries of the group's maximum (after the softmax) of the attention).
-Named variants of the literature are options: 64 queries, average-pool 5, mean over the group
-(``--options queries=64 pool=avg width=5 group=mean``). Attention is looked at only at an eviction.
+    score = pool(mean over the last ``queries`` queries of the maximum over the group of the attention)
+
+The maximum over the query heads of a group is taken after the softmax. The source compresses a prompt once; here, as in
+R-KV's SnapKV baseline, it is applied again at every eviction while decoding, with that baseline's 8 queries and
+max-pool 7 (the baseline takes the maximum before the softmax). kvpress's form is
+``--options queries=64 pool=avg width=5 group=mean``.
 """
 
 import dataclasses
 from typing import Literal
 
+from jkv.axes import Array, Float
 from jkv.policies import observed
 from jkv.policies.base import Count, Needs, Policy, Slots
 from jkv.policies.keep_sets import Group, reduce_group, stack
@@ -15,8 +19,14 @@ from jkv.policies.keep_sets import Group, reduce_group, stack
 
 @dataclasses.dataclass(frozen=True)
 class SnapKV(Policy):
-    """queries: how many of the newest look.  group: reduction over a KV head's query heads, after the softmax.
-    pool, width: over neighbours in order of position; the observed tokens take no part and stay."""
+    """No state. Attention is computed only at an eviction, from the last queries.
+
+    Attributes:
+        queries: how many of the newest queries look. Their tokens are not pooled, and stay.
+        group: how the query heads of a KV head become one, after the softmax.
+        pool: how neighbours in order of position become one.
+        width: how many neighbours, the slot itself included.
+    """
 
     queries: Count = 8
     group: Group = "max"
@@ -30,7 +40,8 @@ class SnapKV(Policy):
         """A ring of the newest queries."""
         return Needs(queries=self.queries)
 
-    def score(self, state, slots: Slots):
+    def score(self, state: tuple[()], slots: Slots) -> Float[Array, "B L K S"]:
+        """Pooled attention, per layer and KV head."""
         del state
         n = self.queries
         layers = []

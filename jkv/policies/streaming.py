@@ -1,6 +1,7 @@
 """streaming: attention sinks plus the newest tokens (StreamingLLM, arXiv:2309.17453).
 
-Differs from the source in one thing: positions are those of the sequence, not re-numbered within the buffer.
+Score = position, with the first ``--sinks`` tokens protected. The source re-numbers positions within the cache; here,
+as for every policy, a key keeps the position that it has in its sequence.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from jkv.policies.window import Window
 
 @dataclasses.dataclass(frozen=True)
 class Streaming(Window):
-    """The window policy with 4 sinks by default (DynTS's comparisons: ``--sinks 10``)."""
+    """The window policy with 4 sinks by default, as in the source. DynTS's comparisons use ``--sinks 10``."""
 
     name = "streaming"
     sinks = 4

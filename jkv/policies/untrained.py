@@ -1,6 +1,7 @@
-"""Policies ready to run on a model that nobody trained anything for: random weights of the right shapes.
+"""Policies with random parameters of the right shapes, for a model that nothing was trained for.
 
-For measuring what a policy costs, and for compiling its programs; what such a policy keeps means nothing.
+For benchmarks, which measure what a policy costs, and for plans, which compile its programs. What such a policy keeps
+means nothing.
 """
 
 from typing import Any
@@ -14,8 +15,13 @@ from jkv.policies.base import Policy
 from jkv.policies.sepllm import SepLLM
 
 
-def random_parameters(policy: Policy, config: ModelConfig) -> tuple[Policy, Any]:
-    """The policy ready to run on a random model: untrained weights of the right shapes."""
+def bind_untrained(policy: Policy, config: ModelConfig) -> tuple[Policy, Any]:
+    """In place of ``policy.bind``: the policy ready for a model of this config, without any file.
+
+    Returns:
+        The policy, and its parameters as ``bind`` returns them: random weights for dynts, trimkv and triattention;
+        token ids 5 to 11 as separators for sepllm; none for the others.
+    """
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     match policy.name:

@@ -1,16 +1,22 @@
-"""vase: the values decide, and chance (VaSE, arXiv:2606.03928), in two forms (``--options form=attnv`` or ``dkv``).
+"""vase: large values stay, and a random draw keeps the rest diverse (VaSE, arXiv:2606.03928).
 
-attnv: besides the sinks, a quarter of the budget goes to the tokens whose values range widest, max(v) - min(v) (in the
-source's code the sinks are part of that quarter); the rest of what is kept is drawn without replacement, in proportion
-to attention: of the last 64 queries, over the slots outside the window, mean over queries and over the group,
-average-pooled over 5 neighbours. Drawing is by Gumbel noise: the highest log p + G are such a draw.
+Two forms, ``--options form=attnv`` or ``form=dkv``:
 
-dkv: score = ||k G||^2 ||v G||^2, G a Gaussian H x 20 drawn at each eviction; as shares of their sum over the slots.
-Neither attention nor calibration.
+attnv: a quarter of the budget goes to the tokens with the largest max(v) - min(v). The rest of what is kept is drawn
+without replacement, in proportion to attention: of the last 64 queries, over the slots outside the window, mean over
+queries and over the group, average-pooled over 5 neighbours. The draw adds Gumbel noise to log p and takes the
+highest, which is the same as drawing one after the other (the Gumbel-top-k trick, arXiv:1903.06059).
 
-Sinks are 4 by default. The source evicts every 64 tokens (``--retain`` budget - 64, ``--window 64``). With granularity
-shared, ranges and attention (or shares) are averaged over layers and KV heads before the draw. High ranges alone make
-models loop: watch truncation.
+dkv: score = ||k G||^2 ||v G||^2, with G a Gaussian H x 20 drawn at each eviction, divided by the sum over the slots. It
+needs neither attention nor calibration.
+
+The paper finds that a model starts to loop when the few tokens with abnormally large values are evicted. A loop shows
+in a run's truncation rate.
+
+Sinks are 4 by default, and the source evicts every 64 tokens and keeps the newest 64 (``--retain`` budget - 64,
+``--window 64``). Differs from the source's code (terarachang/VaSE): there the sinks are part of attnv's quarter, here
+they come on top; there each layer draws a G of its own for dkv, here a row's layers share one. With granularity shared,
+ranges and attention (or dkv's shares) are averaged over layers and KV heads first.
 """
 
 import dataclasses
@@ -28,7 +34,14 @@ from jkv.policies.random import uniform
 
 @dataclasses.dataclass(frozen=True)
 class VaSE(Policy):
-    """form: attnv or dkv.  queries, width: of attnv's attention and its average-pool.  columns: of dkv's Gaussian."""
+    """No state.
+
+    Attributes:
+        form: attnv or dkv.
+        queries: attnv: how many of the newest queries look.
+        width: attnv: of the average-pool over attention.
+        columns: dkv: of the Gaussian.
+    """
 
     form: Literal["attnv", "dkv"] = "attnv"
     queries: Count = 64
@@ -40,10 +53,11 @@ class VaSE(Policy):
 
     @property
     def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """attnv: a ring of the newest queries, keys and values; dkv: keys and values."""
+        """Keys and values; attnv also a ring of the newest queries."""
         return Needs(queries=self.queries if self.form == "attnv" else 0, keys=True, values=True)
 
-    def score(self, state, slots: Slots):
+    def score(self, state: tuple[()], slots: Slots) -> Float[Array, "B l k S"]:
+        """attnv: per keep set, +inf for the widest values. dkv: per layer and KV head."""
         del state
         return self._attnv(slots) if self.form == "attnv" else self._dkv(slots)
 
@@ -61,10 +75,11 @@ class VaSE(Policy):
         spread, attention = (_on_keep_sets(stack(x), slots) for x in (spread, attention))
         free = slots.occupied[:, None, None, :] & ~slots.protected
         widest = _highest(jnp.where(free, spread, -jnp.inf), slots.rule.budget // 4, slots)
-        # Gumbel noise from uniform draws that never are exactly 0 or 1; a share of 0 is never drawn before others.
+        # Gumbel noise comes from uniform draws kept away from 0 and 1, where it is infinite. A slot without attention
+        # gets log 1e-30, so that it is drawn only after all others.
         draw = jnp.clip(uniform(slots), 1e-7, 1 - 1e-7)
-        lot = jnp.log(jnp.maximum(attention, 1e-30)) - jnp.log(-jnp.log(draw))
-        return jnp.where(widest & free, jnp.inf, lot)
+        drawn = jnp.log(jnp.maximum(attention, 1e-30)) - jnp.log(-jnp.log(draw))
+        return jnp.where(widest & free, jnp.inf, drawn)
 
     def _dkv(self, slots: Slots) -> Float[Array, "B L K S"]:
         assert slots.keys is not None
@@ -83,11 +98,12 @@ class VaSE(Policy):
 
 
 def _on_keep_sets(x: Float[Array, "B L K S"], slots: Slots) -> Float[Array, "B l k S"]:
+    """Averaged over layers and KV heads where they share a keep set."""
     return jnp.mean(x, axis=(1, 2), keepdims=True) if slots.rule.granularity == "shared" else x
 
 
 def _highest(x: Float[Array, "B l k S"], n: int, slots: Slots) -> Bool[Array, "B l k S"]:
-    """The ``n`` highest; among equals the newest."""
+    """Whether a slot is among the ``n`` highest of its keep set; among equals the newest is."""
     slot = jax.lax.broadcasted_iota(jnp.int32, x.shape, 3)
     *_, ranked = jax.lax.sort((x, slots.positions, slot), dimension=-1, num_keys=2)
     place = jnp.argsort(ranked, axis=-1)

@@ -1,12 +1,13 @@
-"""Labels: the attention that each token receives from later ones, over the whole of a known text.
+"""Labels: the attention that each token of a trace receives from later ones.
 
-A trace is read once, all of it given. Attention weights exist for one block of queries at a time, so memory grows with
-(tokens x block), never with tokens squared. Two labels come from the same pass:
+The model reads a trace in one pass, as it reads a prompt. Attention weights exist for one block of queries at a time,
+so memory grows with tokens x block and not with the square of the tokens. Two labels come from the same pass:
 
-    answer   mean over layers, query heads and the queries after </think> (DynTS, arXiv:2601.18383: the diagonal of the
-             attention matrix is zeroed, so a token is not its own query)
-    future   sum over all completion queries more than ``horizon`` tokens later, mean over layers and query heads: what
-             a token is still worth once it has left the newest ``horizon`` (after KVpop, arXiv:2607.05061)
+    answer   the mean of the attention weights over layers, query heads and the queries after </think> (DynTS,
+             arXiv:2601.18383). A token's attention to itself counts as 0.
+    future   the sum of the attention weights over all queries of the completion that come more than ``horizon`` tokens
+             later, and their mean over layers and query heads: what a token is worth once it is no longer among the
+             newest ``horizon`` (after KVpop, arXiv:2607.05061)
 """
 
 import dataclasses
@@ -24,15 +25,22 @@ from jkv.distributed.mesh import everywhere
 from jkv.distributed.weights import weight_shardings
 from jkv.models.decoder import Decoder
 from jkv.ops.sharding import DATA, over_heads, per_shard
+from jkv.predictor_training.traces import Trace
 from jkv.pytree import pytree
 
-BLOCK = 128
+BLOCK = 128  # queries whose attention weights exist at a time
 LABELS = ("answer", "future")
 
 
 @pytree
 class Labels:
-    """Of every token of every row; what is behind a row's end is meaningless. hidden: in the model's dtype."""
+    """Labels and hidden states of every token of padded traces. What stands in the padding means nothing.
+
+    Attributes:
+        answer: label answer.
+        future: label future.
+        hidden: hidden states, in the model's dtype.
+    """
 
     answer: Float[Array, "B T"]
     future: Float[Array, "B T"]
@@ -40,7 +48,7 @@ class Labels:
 
 
 class TraceLabels(NamedTuple):
-    """The same of one trace, on the host: [T], [T] and [T, D]."""
+    """Labels and hidden states of one trace, on the host: [T], [T] and [T, D] without padding."""
 
     answer: np.ndarray
     future: np.ndarray
@@ -49,10 +57,14 @@ class TraceLabels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BlockwiseAttention:
-    """Causal attention in blocks of queries; what it saw is (answer sums [B, T], future sums [B, T], inputs).
+    """Causal attention in blocks of queries, which adds up the attention that each key receives.
 
-    answering, completing: which queries count for either label, bool [B, T].  horizon: as above.  block: queries at a
-    time, a divisor of T.  keep_inputs: whether what entered the attention is handed out.
+    Attributes:
+        answering: the queries that count for label answer.
+        completing: the queries that count for label future.
+        horizon: for label future, a query counts for keys more than this many tokens before it.
+        block: queries at a time, a divisor of T.
+        keep_inputs: whether to return the layer's input.
     """
 
     answering: Bool[Array, "B T"]
@@ -61,26 +73,62 @@ class BlockwiseAttention:
     block: int
     keep_inputs: bool = False
 
-    def __call__(self, q, k, v, kv, x):
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        kv: None,
+        x: Float[Array, "B T D"],
+        /,
+    ) -> tuple[
+        Float[Array, "B T N H"], None, tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T D"] | None]
+    ]:
+        """Attend, as `jkv.models.attention.Attend` says.
+
+        Args:
+            q, k, v: the layer's queries, keys and values.
+            kv: the layer has no buffer.
+            x: the layer's input.
+
+        Returns:
+            The attention's output; no buffer; and the sums for labels answer and future over this layer's queries,
+            mean over its heads, with the input if it is kept.
+        """
         run = functools.partial(self._on_shard, q.shape[2])
         heads = ("BTNH", "BTKH", "BTKH")
         shards = per_shard(run, (*heads, "BT", "BT"), ("BTNH", "BT", "BT"))
         out, answer, future = shards(q, k, v, self.answering, self.completing)
         return out, kv, (answer, future, x if self.keep_inputs else None)
 
-    def _on_shard(self, all_heads: int, q, k, v, answering, completing):
-        """Of the heads that are here, on a mesh a share of ``all_heads``; sums are those of all of them."""
+    def _on_shard(
+        self,
+        all_heads: int,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        answering: Bool[Array, "B T"],
+        completing: Bool[Array, "B T"],
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T"], Float[Array, "B T"]]:
+        """Output of this device's heads, and the two sums over the heads of all devices.
+
+        all_heads: query heads of the model; on a mesh q has this device's share of them.
+        """
         rows, length, n, h = q.shape
         heads = k.shape[2]
         key_position = jnp.arange(length)
 
-        def one_block(carry, start):
+        def one_block(carry: tuple[jax.Array, ...], start: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+            """Attention of the block of queries from ``start``. carry: both sums, and q turning into the output."""
             answer, future, mixed = carry
             cut = lambda y: jax.lax.dynamic_slice_in_dim(y, start, self.block, axis=1)
             queries = jnp.moveaxis(cut(mixed).reshape(rows, self.block, heads, n // heads, h), 2, 0)
-            later = (start + jnp.arange(self.block))[:, None] - key_position[None]  # [T, S]: how much later the query
+            later = (start + jnp.arange(self.block))[:, None] - key_position[None]  # [T, S]: tokens from key to query
 
-            def one_head(sums, at):
+            def one_head(
+                sums: tuple[jax.Array, jax.Array], at: tuple[jax.Array, jax.Array]
+            ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+                """The sums after one KV head, and its output [B, T, G, H]. at: its number, and its queries."""
                 head, query = at
                 key, value = (jax.lax.dynamic_index_in_dim(x, head, axis=2, keepdims=False) for x in (k, v))
                 scores = jnp.einsum("BTGH,BSH->BGTS", query, key, preferred_element_type=jnp.float32) * h**-0.5
@@ -94,9 +142,9 @@ class BlockwiseAttention:
             out = jnp.moveaxis(out, 0, 2).reshape(rows, self.block, n, h)
             return (answer, future, jax.lax.dynamic_update_slice_in_dim(mixed, out, start, axis=1)), None
 
-        # What a loop's body needs is set aside for each layer's loop apart: one KV head at a time keeps it small. A
-        # block's output takes the place of its queries: a buffer of zeros for it depends on nothing, and the TPU
-        # compiler would make those of all layers at once.
+        # The compiler reserves memory for the body of each layer's loop separately, so the body takes one KV head at a
+        # time. The output is written over the queries: a buffer of zeros for it would depend on nothing, and the TPU
+        # compiler makes such buffers of all layers at once.
         zeros = jnp.zeros((rows, length), jnp.float32)
         starts = jnp.arange(0, length, self.block)
         (answer, future, out), _ = jax.lax.scan(one_block, (zeros, zeros, q), starts)
@@ -106,13 +154,16 @@ class BlockwiseAttention:
 def _received(
     weights: Float[Array, "B G T S"], counts: Bool[Array, "B T"], pairs: Bool[Array, "T S"]
 ) -> Float[Array, "B S"]:
-    """Attention that keys get from the queries that count, summed over a group's query heads."""
+    """The attention that each key receives from one KV head's group of query heads, summed over them and the queries.
+
+    counts: which queries count.  pairs: which pairs of query and key do.
+    """
     wanted = counts[:, :, None] & pairs[None]
     return jnp.sum(jnp.where(wanted[:, None], weights, 0.0), axis=(1, 2))
 
 
 def label(
-    graph: Any,
+    graph: nnx.GraphDef,
     weights: nnx.State,
     tokens: Int[Array, "B T"],
     think_end: Int[Array, " B"],
@@ -123,10 +174,18 @@ def label(
     layer: int | None = None,
     block: int = BLOCK,
 ) -> Labels:
-    """Labels and hidden states of padded traces, T a multiple of ``block``.
+    """Labels and hidden states of padded traces.
 
-    think_end: position of </think>.  length: of each trace, padding left out.  layer: whose attention input is the
-    hidden state; None for the final norm's output.
+    Args:
+        graph: the model's, as ``nnx.split`` gives it.
+        weights: the model's.
+        tokens: token ids, padded at the end; T is a multiple of ``block``.
+        think_end: position of </think>.
+        prompt_length: tokens of the prompt.
+        length: tokens of the trace, without the padding.
+        horizon: tokens after which attention counts for label future.
+        layer: whose attention's input is the hidden state; None for the final norm's output.
+        block: queries whose attention weights exist at a time.
     """
     model: Decoder = nnx.merge(graph, weights)
     position = jnp.arange(tokens.shape[1])[None]
@@ -148,15 +207,19 @@ def label(
 
 
 def padded_length(length: int) -> int:
-    """The length a trace is padded to: few different ones, at most an eighth of it wasted, multiples of BLOCK."""
+    """The length that a trace is padded to: a multiple of `BLOCK`, at most about an eighth longer than the trace.
+
+    Few lengths come out, so that few programs are compiled.
+    """
     grain = max(BLOCK, 1 << max(0, length.bit_length() - 4))
     return -(-length // grain) * grain
 
 
 def _within(mesh: jax.sharding.Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` called where code that looks for a mesh finds this one."""
+    """``function``, called with ``mesh`` as JAX's current mesh, where ops look for it."""
 
     def call(*arguments: Any) -> Any:
+        """The function's result."""
         with jax.set_mesh(mesh):
             return function(*arguments)
 
@@ -164,13 +227,19 @@ def _within(mesh: jax.sharding.Mesh, function: Callable[..., Any]) -> Callable[.
 
 
 class Labeller:
-    """Labels of traces, one row a device, or one a place on the `data` axis of ``mesh``.
+    """Labels several traces at a time, one on each device or, with a mesh, on each place of its `data` axis.
 
-    mesh: axes `data` and `model`, as `jkv.distributed.mesh` has them; None: the weights are copied to every device of
-    this process. Programs are compiled for few padded lengths.
+    Args:
+        model: whose attention and hidden states are wanted.
+        horizon: tokens after which attention counts for label future.
+        layer: whose attention's input is the hidden state; None for the final norm's output.
+        mesh: with axes `data` and `model` (`jkv.distributed.mesh`). Without one, every device of this process gets a
+            copy of the weights.
     """
 
-    def __init__(self, model: Decoder, *, horizon: int, layer: int | None, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self, model: Decoder, *, horizon: int, layer: int | None, mesh: jax.sharding.Mesh | None = None
+    ) -> None:
         self.mesh = mesh or jax.sharding.Mesh(np.array(jax.local_devices()), (DATA,))
         graph, weights = nnx.split(model)
         self.rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(DATA))
@@ -181,22 +250,22 @@ class Labeller:
 
     @property
     def at_once(self) -> int:
-        """Traces that one call takes at most."""
+        """How many traces one call takes at most."""
         return self.mesh.shape[DATA]
 
-    def __call__(self, traces: list[Any]) -> list[TraceLabels]:
-        """Labels of up to ``at_once`` traces, on the host, cut to each trace's length."""
+    def __call__(self, traces: list[Trace]) -> list[TraceLabels]:
+        """Labels and hidden states of up to ``at_once`` traces. A program is compiled for each padded length."""
         padded = padded_length(max(len(trace.tokens) for trace in traces))
         rows = traces + traces[:1] * (self.at_once - len(traces))
         tokens = np.zeros((len(rows), padded), np.int32)
         for row, trace in enumerate(rows):
             tokens[row, : len(trace.tokens)] = trace.tokens
-        books = [
+        metadata = [
             np.array([getattr(trace, name) for trace in rows], np.int32)
             for name in ("think_end", "prompt_length", "length")
         ]
         put = lambda x: jax.device_put(x, self.rows)
-        found = jax.device_get(self.program(self.weights, *map(put, (tokens, *books))))
+        found = jax.device_get(self.program(self.weights, *map(put, (tokens, *metadata))))
         return [
             TraceLabels(*(np.asarray(x[row, : trace.length]) for x in (found.answer, found.future, found.hidden)))
             for row, trace in enumerate(traces)

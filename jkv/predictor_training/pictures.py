@@ -1,4 +1,4 @@
-"""Pictures of a training: loss and overlap by epoch; predicted against true importance along one trace."""
+"""Pictures of a training: the loss and the overlap over its steps; predicted and true importance along one trace."""
 
 import pathlib
 from typing import Any
@@ -11,7 +11,13 @@ BLUE, ORANGE, GREY = "#1f5a99", "#d1701a", "#777777"
 
 
 def draw_training(out: pathlib.Path, log: list[dict[str, Any]], known: dict[str, dict[str, float]]) -> None:
-    """loss.png and loss.svg: the loss of every step and of the held-out traces, and the overlap of the top 30 %."""
+    """Draw loss.png and loss.svg: the loss in training and on held-out traces, and the overlap of the top 30 %.
+
+    Args:
+        out: the directory.
+        log: of the training (`jkv.predictor_training.training.train`).
+        known: scores of the orders to compare with (`jkv.predictor_training.metrics.baselines`).
+    """
     from matplotlib.figure import Figure
 
     steps = [line for line in log if "step" in line]
@@ -35,7 +41,14 @@ def draw_training(out: pathlib.Path, log: list[dict[str, Any]], known: dict[str,
 
 
 def draw_trace(out: pathlib.Path, predicted: np.ndarray, true: np.ndarray, *, title: str) -> None:
-    """trace.png and trace.svg: ranks of predicted and true importance, token by token (1: the most important)."""
+    """Draw trace.png and trace.svg: the rank of each thinking token by predicted and by true importance.
+
+    Args:
+        out: the directory.
+        predicted: importance of each token, [n].
+        true: their labels, [n].
+        title: the picture's.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
@@ -48,5 +61,5 @@ def draw_trace(out: pathlib.Path, predicted: np.ndarray, true: np.ndarray, *, ti
     axes.text(0, 0.71, "top 30 %", color="#444444", fontsize=8, va="bottom", bbox=box, zorder=5)
     axes.set(xlabel="thinking token", ylabel="rank of importance (1: highest)", ylim=(-0.02, 1.02))
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))  # beside the title, not on the lines
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))  # above the lines, beside the title
     save_figure(figure, out / "trace", dpi=160)

@@ -1,4 +1,9 @@
-"""The three stages of ``python -m jkv.train_predictor``, each resumed by running the command again."""
+"""The three stages of ``python -m jkv.train_predictor``. The same command again continues the one that was stopped.
+
+1. Traces: the model completes the task's problems with the full cache.
+2. Labels: each trace is read once more, and what its thinking tokens are worth is stored.
+3. Training: the predictor learns the labels from the hidden states.
+"""
 
 import dataclasses
 import hashlib
@@ -9,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jkv.config.decode import DecodeConfig
@@ -23,6 +27,7 @@ from jkv.models.predictor import Predictor, random_predictor, save_predictor
 from jkv.predictor_training import metrics, pictures
 from jkv.predictor_training.fit import Recipe
 from jkv.predictor_training.labels import Labeller
+from jkv.predictor_training.progress import StageProgress
 from jkv.predictor_training.store import Store
 from jkv.predictor_training.targets import target_of
 from jkv.predictor_training.traces import Trace, hold_out, select_traces, think_tokens
@@ -34,15 +39,22 @@ from jkv.terminal.screen import Screen, busy, human_bytes
 
 
 def train_predictor(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
-    """Run the stages, or what is left of them. Returns the summary, which is also in summary.json.
+    """Run the three stages, or what is left of them.
 
-    show: print the closing table when done.
-    Raises UserError for what a user can mend; what was made until then stays.
+    Args:
+        config: what to train, and on what.
+        show: print a table of the scores when done.
+
+    Returns:
+        The summary, which is also written to summary.json.
+
+    Raises:
+        UserError: something that the user can mend. What was made until then stays and is used again.
     """
     out = pathlib.Path(config.directory).expanduser()
     data = pathlib.Path(config.data).expanduser() if config.data else out
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)
-    mesh = run_mesh(_decoding(config, data))
+    mesh = run_mesh(_decode_config(config, data))
     with busy(f"loading {config.model}", quiet=config.quiet):
         loaded = load(config.model, default_dtype(config.dtype), None if mesh is None else place_weights(mesh))
         think = think_tokens(loaded.tokenizer, config.model)
@@ -57,25 +69,26 @@ def train_predictor(config: TrainConfig, *, show: bool = True) -> dict[str, Any]
 
     screen.print(f"1 of 3, traces: {len(problems)} problems, {config.samples} each, full cache", soft_wrap=True)
     config = dataclasses.replace(config, mesh=mesh_text(mesh))
-    traces = _traces(config, loaded, problems, data, think, screen)
+    traces = _make_traces(config, loaded, problems, data, think, screen)
     screen.print("2 of 3, labels")
     labeller = Labeller(loaded.model, horizon=config.horizon, layer=config.layer, mesh=mesh)
-    store = _labels(config, labeller, traces, data, screen)
+    store = _make_labels(config, labeller, traces, data, screen)
     screen.print(f"3 of 3, training on label {config.label!r}", soft_wrap=True)
-    summary = _fit(config, loaded, labeller, traces, store, out, screen)
+    summary = _train_on_labels(config, loaded, labeller, traces, store, out, screen)
     if show and not config.quiet:
-        Screen(highlight=False).print(_table(summary, out))
+        Screen(highlight=False).print(_scores_table(summary, out))
     return summary
 
 
-def _decoding(config: TrainConfig, data: pathlib.Path) -> DecodeConfig:
+def _decode_config(config: TrainConfig, data: pathlib.Path) -> DecodeConfig:
+    """The configuration of the run that makes the traces."""
     shared = ("model", "dtype", "task", "limit", "samples", "batch_size", "max_new_tokens", "temperature", "top_p",
               "top_k", "seed", "mesh", "quiet")  # fmt: skip
-    words = {name: getattr(config, name) for name in shared}
-    return DecodeConfig(policy="full", out=str(data / "traces"), **words)
+    arguments = {name: getattr(config, name) for name in shared}
+    return DecodeConfig(policy="full", out=str(data / "traces"), **arguments)
 
 
-def _traces(
+def _make_traces(
     config: TrainConfig,
     loaded: Loaded,
     problems: list[Problem],
@@ -83,7 +96,11 @@ def _traces(
     think: tuple[int, int],
     screen: Screen,
 ) -> list[Trace]:
-    run(_decoding(config, data), AtHand(loaded, problems))
+    """The first stage: decode what isn't decoded yet, and take the completions that are traces.
+
+    think: ids of <think> and </think>. Raises UserError if no completion is a trace.
+    """
+    run(_decode_config(config, data), AtHand(loaded, problems))
     lines = (data / "traces" / "samples.jsonl").read_bytes().splitlines()
     traces, counts = select_traces(
         map(json.loads, lines), {p.id: p.prompt_ids for p in problems}, think=think,
@@ -96,23 +113,27 @@ def _traces(
     return traces
 
 
-def _labels(config: TrainConfig, labeller: Labeller, traces: list[Trace], data: pathlib.Path, screen: Screen) -> Store:
-    kept = config.hidden == "store"
+def _make_labels(
+    config: TrainConfig, labeller: Labeller, traces: list[Trace], data: pathlib.Path, screen: Screen
+) -> Store:
+    """The second stage: label the traces that aren't labelled yet."""
+    with_hidden = config.hidden == "store"
     layer = "final" if config.layer is None else f"layer{config.layer}"
-    name = f"{layer}-horizon{config.horizon}" + ("" if kept else "-labels-only")
-    store = Store(data / "labels" / name, hidden=kept)
+    name = f"{layer}-horizon{config.horizon}" + ("" if with_hidden else "-labels-only")
+    store = Store(data / "labels" / name, hidden=with_hidden)
     todo = [trace for trace in traces if trace not in store]
-    groups = list(_like_lengths(todo, labeller.at_once))
+    groups = list(_groups_of_similar_length(todo, labeller.at_once))
     if groups:
         with busy("compiling", quiet=config.quiet):
             labeller(groups[0])
     started, tokens = time.perf_counter(), 0
-    with _bar(screen, "labelling", len(traces), len(traces) - len(todo)) as advance:
+    with StageProgress(screen, "labelling", len(traces), len(traces) - len(todo)) as progress:
         for group in groups:
             for trace, labels in zip(group, labeller(group), strict=True):
                 store.add(trace, labels)
                 tokens += trace.length
-            advance(len(group), f"{tokens / (time.perf_counter() - started):,.0f} tokens/s")
+            speed = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
+            progress.update(progress.done + len(group), speed)
     thinking = sum(trace.think_end - trace.think_start - 1 for trace in traces)
     size = sum(store.file(trace).stat().st_size for trace in traces)
     screen.print(
@@ -123,17 +144,18 @@ def _labels(config: TrainConfig, labeller: Labeller, traces: list[Trace], data: 
     return store
 
 
-def _like_lengths(traces: list[Trace], size: int) -> Iterator[list[Trace]]:
-    """Groups of traces of like lengths, the longest first: what doesn't fit memory fails at once."""
+def _groups_of_similar_length(traces: list[Trace], size: int) -> Iterator[list[Trace]]:
+    """Groups of at most ``size`` traces, the longest first: if memory is too small for them, that shows at once."""
     ordered = sorted(traces, key=lambda trace: -trace.length)
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
 
 
-def _fit(
+def _train_on_labels(
     config: TrainConfig, loaded: Loaded, labeller: Labeller, traces: list[Trace], store: Store, out: pathlib.Path,
     screen: Screen,
 ) -> dict[str, Any]:  # fmt: skip
+    """The third stage: train the predictor, or continue its training. Returns the summary."""
     target = target_of(
         loaded.config.architecture, config.scaling, config.scale, exponent=config.exponent,
         band_weight=config.band_weight,
@@ -144,30 +166,32 @@ def _fit(
         clip=config.clip,
     )  # fmt: skip
     train_on, held_out = hold_out(traces, config.held_out, config.seed)
-    reader = _Reader(traces, store, labeller, config)
+    reader = _TraceReader(traces, store, labeller, config)
     data = Data(train_on, held_out, reader)
     initial = random_predictor(loaded.config.d_model, config.seed, wide=config.wide, narrow=config.narrow)
-    identity = _identity(config, recipe, initial, traces)
-    _claim(out / "training", identity)
+    identity = _training_identity(config, recipe, initial, traces)
+    _check_identity(out / "training", identity)
 
     known = metrics.baselines([reader.labels(i) for i in held_out], config.seed)
     total = recipe.steps_per_epoch(len(train_on)) * recipe.epochs
-    with _bar(screen, "training", total, 0) as advance:
+    with StageProgress(screen, "training", total, 0) as progress:
 
         def on_step(lines: list[dict[str, Any]], done: int, _: int) -> None:
-            advance(done, f"loss {lines[0]['loss']:.4g}", absolute=True)
+            """Show the step, and the scores after an epoch: of about fifteen epochs, spread over the training."""
+            progress.update(done, f"loss {lines[0]['loss']:.4g}")
             for line in lines[1:]:
                 if line["epoch"] % max(1, recipe.epochs // 15) == 0:
-                    screen.print(_epoch(line), soft_wrap=True)
+                    screen.print(_epoch_line(line), soft_wrap=True)
 
         predictor, log = train(recipe, data, initial, out / "training", save_every=config.save_every, on_step=on_step)
-    return _finish(config, traces, data, predictor, log, known, identity, out, screen)
+    return _write_results(config, traces, data, predictor, log, known, identity, out)
 
 
-def _finish(
+def _write_results(
     config: TrainConfig, traces: list[Trace], data: Data, predictor: Predictor, log: list[dict[str, Any]],
-    known: dict[str, dict[str, float]], identity: dict[str, Any], out: pathlib.Path, screen: Screen,
+    known: dict[str, dict[str, float]], identity: dict[str, Any], out: pathlib.Path,
 ) -> dict[str, Any]:  # fmt: skip
+    """Write the predictor, the summary and the pictures. known: scores of the orders to compare with."""
     pairs = predictions(predictor, data, data.held_out)
     scores = {"predictor": metrics.score_traces(pairs), **known}
     summary = {
@@ -182,7 +206,8 @@ def _finish(
     return summary
 
 
-def _table(summary: dict[str, Any], out: pathlib.Path) -> Table:
+def _scores_table(summary: dict[str, Any], out: pathlib.Path) -> Table:
+    """The scores on held-out traces."""
     scores = summary["held_out"]
     table = Table("held out", title=f"{summary['held_out_traces']} traces, {out / 'predictor.safetensors'}")
     for name in scores["predictor"]:
@@ -192,10 +217,13 @@ def _table(summary: dict[str, Any], out: pathlib.Path) -> Table:
     return table
 
 
-class _Reader:
-    """Hidden states and labels of a trace, by its index: from disk, or the former computed anew."""
+class _TraceReader:
+    """From a trace's index to the hidden states and labels of its thinking tokens (`training.Read`).
 
-    def __init__(self, traces: list[Trace], store: Store, labeller: Labeller, config: TrainConfig):
+    They are read from disk. Hidden states that aren't stored are computed by the model each time.
+    """
+
+    def __init__(self, traces: list[Trace], store: Store, labeller: Labeller, config: TrainConfig) -> None:
         self.traces, self.store, self.labeller, self.label = traces, store, labeller, config.label
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,22 +236,23 @@ class _Reader:
         return hidden, getattr(stored, self.label)
 
     def labels(self, index: int) -> np.ndarray:
-        """Labels alone."""
+        """A trace's labels alone, [n]."""
         return getattr(self.store.read(self.traces[index]), self.label)
 
 
-def _identity(config: TrainConfig, recipe: Recipe, initial: Predictor, traces: list[Trace]) -> dict[str, Any]:
-    """What must be the same to continue training."""
+def _training_identity(config: TrainConfig, recipe: Recipe, initial: Predictor, traces: list[Trace]) -> dict[str, Any]:
+    """What has to be the same for a training to be continued. It is also a part of summary.json."""
     digest = hashlib.sha256(json.dumps([dataclasses.astuple(trace) for trace in traces]).encode()).hexdigest()[:16]
-    mine = ("model", "task", "label", "horizon", "layer", "held_out")
+    names = ("model", "task", "label", "horizon", "layer", "held_out")
     return json.loads(json.dumps({
-        **{name: getattr(config, name) for name in mine},
+        **{name: getattr(config, name) for name in names},
         **dataclasses.asdict(recipe), "held_out_share": config.held_out,
         "widths": [list(kernel.shape) for kernel in initial], "traces": digest,
     }))  # fmt: skip
 
 
-def _claim(path: pathlib.Path, identity: dict[str, Any]) -> None:
+def _check_identity(path: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Make the directory ``path`` that of this training. Raises UserError if it is already that of another one."""
     path.mkdir(parents=True, exist_ok=True)
     file = path / "config.json"
     if file.exists():
@@ -241,37 +270,9 @@ def _claim(path: pathlib.Path, identity: dict[str, Any]) -> None:
     write_json(file, identity)
 
 
-def _epoch(line: dict[str, Any]) -> str:
+def _epoch_line(line: dict[str, Any]) -> str:
+    """An epoch's line of the log, for the user."""
     return (
         f"epoch {line['epoch']}: held-out loss {line['validation_loss']:.4g}, Spearman {line['spearman']:.3f}, "
         f"overlap of the top 20/30/40 %: {line['top20']:.3f} {line['top30']:.3f} {line['top40']:.3f}"
     )
-
-
-class _bar:
-    """A progress bar on stderr where that is a terminal; else a line every ten seconds."""
-
-    def __init__(self, screen: Screen, what: str, total: int, done: int):
-        self.screen, self.what, self.total, self.done, self.last = screen, what, total, done, time.perf_counter()
-        self.live = screen.is_terminal and not screen.is_dumb_terminal and not screen.quiet
-        self.bar = Progress(
-            TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=screen, transient=True, disable=not self.live,
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=total, completed=done, note="")
-
-    def __enter__(self):
-        self.bar.start()
-        return self.advance
-
-    def __exit__(self, *_) -> None:
-        self.bar.stop()
-
-    def advance(self, count: int, note: str, *, absolute: bool = False) -> None:
-        """So many more are done (or so many in all)."""
-        self.done = count if absolute else self.done + count
-        self.bar.update(self.task, completed=self.done, note=note)
-        now = time.perf_counter()
-        if not self.live and now - self.last > 10:
-            self.last = now
-            self.screen.print(f"{self.what}: {self.done} of {self.total}, {note}", soft_wrap=True)

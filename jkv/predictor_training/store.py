@@ -1,4 +1,4 @@
-"""Labels and hidden states of traces on disk: one safetensors file a trace, whole or not at all."""
+"""Labels and hidden states of traces on disk: one safetensors file a trace, written whole or not at all."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,13 @@ from jkv.predictor_training.traces import Trace
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """The thinking tokens of a trace: labels [n], and hidden states [n, D] unless they are computed anew each time."""
+    """What is stored of a trace, for its n thinking tokens.
+
+    Attributes:
+        answer: label answer, [n].
+        future: label future, [n].
+        hidden: hidden states, [n, D]; None where only labels are stored.
+    """
 
     answer: np.ndarray
     future: np.ndarray
@@ -24,15 +30,20 @@ class Labelled:
 
 
 class Store:
-    """The labelled traces in ``path``. hidden: whether hidden states are stored beside the labels."""
+    """A directory of labelled traces.
 
-    def __init__(self, path: pathlib.Path, *, hidden: bool):
+    Args:
+        path: the directory, made if it isn't there. What a killed process left half-written in it is removed.
+        hidden: whether hidden states are stored beside the labels.
+    """
+
+    def __init__(self, path: pathlib.Path, *, hidden: bool) -> None:
         self.path, self.hidden = path, hidden
         path.mkdir(parents=True, exist_ok=True)
         remove_scratch(path)
 
     def file(self, trace: Trace) -> pathlib.Path:
-        """Where a trace's labels are. Ids may hold any character; a file's name may not."""
+        """Where a trace's labels are. Characters of its id that a file's name may not have are replaced."""
         safe = "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):x}" for c in trace.id)[:120]
         return self.path / f"{safe}.{trace.sample}.safetensors"
 
@@ -40,7 +51,15 @@ class Store:
         return self.file(trace).exists()
 
     def add(self, trace: Trace, labels: TraceLabels) -> None:
-        """Store a trace's thinking tokens."""
+        """Store what belongs to a trace's thinking tokens.
+
+        Args:
+            trace: the trace.
+            labels: of all of its tokens.
+
+        Raises:
+            UserError: the file can't be written.
+        """
         tensors = {"answer": labels.answer, "future": labels.future}
         if self.hidden:
             tensors["hidden"] = labels.hidden
@@ -49,12 +68,16 @@ class Store:
         try:
             with replacing(path) as scratch:
                 save_file(cut, scratch)
-        except Exception as error:  # safetensors wraps what the system says
+        except Exception as error:  # safetensors wraps OSError in an exception of its own
             mend = "make room, or give --hidden recompute; the same command goes on"
             raise UserError(f"can't be written ({error})", where=str(path), mend=mend) from None
 
     def read(self, trace: Trace) -> Labelled:
-        """What ``add`` stored. Raises UserError if it can't be read or is another trace's."""
+        """What ``add`` has stored of a trace.
+
+        Raises:
+            UserError: the file can't be read, or is that of another trace.
+        """
         path, n = self.file(trace), trace.think_end - trace.think_start - 1
         try:
             with safe_open(path, framework="np") as file:

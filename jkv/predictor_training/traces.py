@@ -1,4 +1,4 @@
-"""Traces to learn from: completions that are right and hold exactly one thought."""
+"""Traces to learn from: completions that are right, ended by themselves, and hold exactly one thought and an answer."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,18 @@ THINK, END = "<think>", "</think>"
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A prompt and its completion as one sequence of token ids, less a final end-of-sequence token (no decode step ever
-    reads it). Thinking tokens are at positions ``think_start`` + 1 to ``think_end`` - 1."""
+    """A prompt and its completion as one sequence of tokens.
+
+    A final end-of-sequence token is left out: decoding ends with it, so no step ever reads it.
+
+    Attributes:
+        id: the problem's.
+        sample: which of the problem's completions it is, from 0.
+        tokens: token ids.
+        prompt_length: how many of them are the prompt.
+        think_start: position of <think>, in the prompt or in the completion.
+        think_end: position of </think>. The thinking tokens are those between the two.
+    """
 
     id: str
     sample: int
@@ -23,7 +33,7 @@ class Trace:
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
+        """Tokens in all, prompt included."""
         return len(self.tokens)
 
     @property
@@ -34,7 +44,16 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What became of the completions: how many there were, and why some are no traces."""
+    """How many completions became traces, and why the others did not.
+
+    Attributes:
+        completions: all of them.
+        wrong: those whose answer isn't right, or isn't known to be.
+        no_single_thought: of the others, those that didn't end by themselves, or don't hold exactly one thought and an
+            answer.
+        too_long: of the others, those with too many tokens.
+        traces: what is left.
+    """
 
     completions: int
     wrong: int
@@ -51,7 +70,15 @@ class Counts:
 
 
 def think_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
-    """Token ids of <think> and </think>. Raises UserError if the model has none."""
+    """Token ids of <think> and </think>.
+
+    Args:
+        tokenizer: a transformers tokenizer, None for a model that has none.
+        name: what the model is called, for the message.
+
+    Raises:
+        UserError: the vocabulary doesn't have them.
+    """
     vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
     if THINK not in vocabulary or END not in vocabulary:
         what = f"the vocabulary has no {THINK if THINK not in vocabulary else END} token, so no thought to learn from"
@@ -60,7 +87,15 @@ def think_tokens(tokenizer: Any, name: str) -> tuple[int, int]:
 
 
 def thought(tokens: Sequence[int], think: tuple[int, int]) -> tuple[int, int] | None:
-    """Positions of the only <think> and the only </think>, if a thought and an answer are there."""
+    """Where the only thought of a sequence is.
+
+    Args:
+        tokens: the sequence's token ids.
+        think: ids of <think> and </think>.
+
+    Returns:
+        The positions of <think> and </think>; None unless each is there once, with tokens in between and tokens after.
+    """
     starts, ends = ([i for i, token in enumerate(tokens) if token == wanted] for wanted in think)
     if len(starts) != 1 or len(ends) != 1:
         return None
@@ -76,12 +111,20 @@ def select_traces(
     eos_ids: Sequence[int],
     longest: int,
 ) -> tuple[list[Trace], Counts]:
-    """The traces among finished samples (lines of samples.jsonl), in the order of problems and samples.
+    """The traces among finished samples.
 
-    prompts: token ids by problem id.  longest: tokens of a trace at most.
+    Args:
+        rows: lines of samples.jsonl, in any order.
+        prompts: token ids of each problem, by its id, in the order of the task.
+        think: ids of <think> and </think>.
+        eos_ids: ids of tokens that end a sequence.
+        longest: tokens of a trace at most, prompt included.
+
+    Returns:
+        The traces, in the order of the task's problems and their samples, and how many completions are none and why.
     """
     order = {id: place for place, id in enumerate(prompts)}
-    traces, wrong, odd, long, count = [], 0, 0, 0, 0
+    traces, wrong, no_single_thought, too_long, count = [], 0, 0, 0, 0
     for row in sorted(rows, key=lambda row: (order[row["id"]], row["sample"])):
         count += 1
         if not row["correct"]:
@@ -94,18 +137,27 @@ def select_traces(
         tokens = (*prompt, *completion)
         span = thought(tokens, think)
         if row["finish"] != "eos" or span is None:
-            odd += 1
+            no_single_thought += 1
         elif len(tokens) > longest:
-            long += 1
+            too_long += 1
         else:
             traces.append(Trace(row["id"], row["sample"], tokens, len(prompt), *span))
-    return traces, Counts(count, wrong, odd, long, len(traces))
+    return traces, Counts(count, wrong, no_single_thought, too_long, len(traces))
 
 
 def hold_out(traces: Sequence[Trace], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the traces to train on and of those held out. A problem is on one side with all its samples.
+    """Divide traces into those to train on and those to validate on, a problem's samples all on the same side.
 
-    Raises UserError if either side would be empty.
+    Args:
+        traces: all of them.
+        fraction: share of the problems to hold out; at least one is, and at least one isn't.
+        seed: of the choice.
+
+    Returns:
+        Indices of the traces to train on, and of those held out.
+
+    Raises:
+        UserError: there are fewer than two problems.
     """
     import numpy as np
 

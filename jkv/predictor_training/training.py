@@ -1,4 +1,4 @@
-"""The training loop: every step is checkpointed, so that a killed run goes on where it was, bit for bit."""
+"""The training loop. It is checkpointed, so that a killed run continues and ends with the same weights, bit for bit."""
 
 import dataclasses
 import json
@@ -15,16 +15,22 @@ from jkv.errors import UserError
 from jkv.files.whole import write_text
 from jkv.models.predictor import Predictor
 from jkv.predictor_training import fit, metrics
-from jkv.predictor_training.fit import Recipe
+from jkv.predictor_training.fit import Moments, Recipe
 
 LOG = "log.jsonl"
-# Reads (hidden [n, D], label [n]) of a trace, by its index.
+# From a trace's index to the (hidden [n, D], label [n]) of its n thinking tokens.
 Read = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass
 class Data:
-    """Traces to train on and those held out, by index, and how one is read."""
+    """The data of a training.
+
+    Attributes:
+        train: indices of the traces to train on.
+        held_out: indices of the traces to validate on.
+        read: gives a trace's hidden states and labels.
+    """
 
     train: Sequence[int]
     held_out: Sequence[int]
@@ -40,15 +46,27 @@ def train(
     save_every: int = 1,
     on_step: Callable[[list[dict[str, Any]], int, int], None] = lambda *_: None,
 ) -> tuple[Predictor, list[dict[str, Any]]]:
-    """Run the schedule, or the rest of it. Returns the predictor and the log: a line a step {'step', 'epoch', 'loss'},
-    and a line an epoch {'epoch', 'validation_loss', 'spearman', 'top20', ...}.
+    """Train a predictor, or continue a training that was stopped.
 
-    out: where checkpoints and the log are.  save_every: steps between checkpoints; a killed run repeats what came after
-    its last one, with the same result.  on_step(new lines, steps done, steps in all) is called after each.
+    Args:
+        recipe: how to train.
+        data: what to train on.
+        initial: the weights to begin with.
+        out: directory of the checkpoints and the log.
+        save_every: steps between checkpoints. A killed training repeats the steps since its last checkpoint, with the
+            same result.
+        on_step: called after each step with (new lines of the log, steps done, steps in all).
+
+    Returns:
+        The trained predictor, and the log: a line for each step, {'step', 'epoch', 'loss'}, and one for each epoch,
+        {'epoch', 'validation_loss', 'spearman', 'top20', 'top30', 'top40'}.
+
+    Raises:
+        UserError: the checkpoint or the log in ``out`` can't be read or don't belong together.
     """
     per_epoch = recipe.steps_per_epoch(len(data.train))
     steps = per_epoch * recipe.epochs
-    # A copy: every step gives its predictor away to the next one.
+    # A copy, since every step donates its predictor's buffers to the next one.
     everywhere = jax.sharding.NamedSharding(fit.data_sharding(recipe.micro_batch).mesh, jax.sharding.PartitionSpec())
     predictor = jax.device_put(jax.tree.map(jnp.copy, initial), everywhere)
     moments = jax.device_put(fit.optimizer(recipe, steps).init(predictor), everywhere)
@@ -66,7 +84,8 @@ def train(
                 if place + 1 == per_epoch:
                     lines.append({"epoch": epoch + 1, **validate(recipe, predictor, data)})
                 log += lines
-                # Before the checkpoint: lines that no checkpoint covers are dropped, missing ones could not be made.
+                # Before the checkpoint: a line too many can be dropped when the training continues (`_read_log`), a
+                # line too few could not be made up.
                 file.writelines(json.dumps(line) + "\n" for line in lines)
                 file.flush()
                 if (step + 1) % save_every == 0 or step + 1 == steps:
@@ -75,7 +94,10 @@ def train(
     return predictor, log
 
 
-def _step(recipe: Recipe, steps: int, step: int, predictor, moments, batch: list[int], read: Read):
+def _step(
+    recipe: Recipe, steps: int, step: int, predictor: Predictor, moments: Moments, batch: list[int], read: Read
+) -> tuple[Predictor, Moments, float]:
+    """Step number ``step`` (from 0) of ``steps``: the new weights and optimizer state, and the mean loss of a token."""
     rows = []
     for index in batch:
         hidden, label = read(index)
@@ -94,7 +116,16 @@ def _step(recipe: Recipe, steps: int, step: int, predictor, moments, batch: list
 
 
 def predictions(predictor: Predictor, data: Data, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(predicted, label) of each trace's thinking tokens."""
+    """What a predictor gives for some traces.
+
+    Args:
+        predictor: its weights.
+        data: has the traces.
+        indices: which of them.
+
+    Returns:
+        (predicted, label), [n] both, for the thinking tokens of each trace.
+    """
     pairs = []
     for index in indices:
         hidden, label = data.read(index)
@@ -104,7 +135,12 @@ def predictions(predictor: Predictor, data: Data, indices: Sequence[int]) -> lis
 
 
 def validate(recipe: Recipe, predictor: Predictor, data: Data) -> dict[str, float]:
-    """Weighted squared error on scaled labels, rank correlation and overlap, over the held-out traces."""
+    """How good a predictor is on the held-out traces.
+
+    Returns:
+        'validation_loss', the weighted squared error of a token (whatever the loss in training is), and the scores of
+        `jkv.predictor_training.metrics.score_traces`.
+    """
     pairs = predictions(predictor, data, data.held_out)
     errors = 0.0
     for predicted, label in pairs:
@@ -114,7 +150,10 @@ def validate(recipe: Recipe, predictor: Predictor, data: Data) -> dict[str, floa
 
 
 def _read_log(path: pathlib.Path, done: int) -> list[dict[str, Any]]:
-    """The log up to step ``done``. A line that a killed process left unfinished is behind it."""
+    """The lines of the log up to step ``done``.
+
+    Later lines are dropped, the last of which a killed process may have left unfinished.
+    """
     if not path.exists() or not done:
         return []
     log = []
@@ -132,13 +171,13 @@ def _read_log(path: pathlib.Path, done: int) -> list[dict[str, Any]]:
 
 
 class _Checkpoints:
-    """The newest checkpoint of predictor and moments, in Orbax's format."""
+    """The newest checkpoint of the predictor and the optimizer's state, in Orbax's format. A context manager."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path) -> None:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        logging.getLogger("absl").setLevel(logging.ERROR)  # its pages of text are not for this command's users
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs pages of text
         self.path = path.resolve()
 
     def __enter__(self) -> "_Checkpoints":
@@ -146,11 +185,21 @@ class _Checkpoints:
         self._manager = self._ocp.CheckpointManager(self.path, options=options)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._manager.close()
 
     def latest(self, like: Any) -> tuple[int, Any]:
-        """Steps done and the state after them; (0, ``like``) if there is none."""
+        """The newest checkpoint.
+
+        Args:
+            like: a pytree of the same structure, shapes and shardings.
+
+        Returns:
+            How many steps are done, and the state after them; (0, ``like``) if there is no checkpoint.
+
+        Raises:
+            UserError: the checkpoint can't be read.
+        """
         step = self._manager.latest_step()
         if step is None:
             return 0, like
@@ -158,13 +207,13 @@ class _Checkpoints:
         target = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for i, x in enumerate(leaves)}
         try:
             found = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-        except Exception as error:  # a dozen types, and pages of text
+        except Exception as error:  # of many types, with pages of text
             what = f"the checkpoint can't be read ({type(error).__name__})"
             mend = "give a new --out; --data takes labels from here"
             raise UserError(what, where=str(self.path), mend=mend) from None
         return step, jax.tree.unflatten(tree, [found[str(i)] for i in range(len(leaves))])
 
     def save(self, step: int, state: Any) -> None:
-        """Returns when it is on disk."""
+        """Write the state after ``step`` steps. It is on the disk when this returns."""
         leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(state))}
         self._manager.save(step, args=self._ocp.args.StandardSave(leaves))

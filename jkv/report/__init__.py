@@ -1,1 +1,1 @@
-"""Numbers and pictures of finished runs."""
+"""Statistics, tables and figures of finished runs."""

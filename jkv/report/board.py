@@ -1,4 +1,4 @@
-"""The live table of a sweep: a line a model, task and policy, a column a budget, filled as runs finish."""
+"""The live table of a sweep: a line for each task and policy, a column for each budget, filled in as runs finish."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,32 +12,42 @@ from jkv.report.results import Result
 from jkv.terminal.screen import Screen
 from jkv.terminal.text import visible
 
+# Model, task, policy and budget of a cell.
+_Key = tuple[str, str, str, int | None]
+
 
 class Board:
-    """What has run, what runs and what is to come, of the model at work. live: whether there is a terminal for it."""
+    """Shows the finished, running and remaining runs of the model that is being run.
+
+    Args:
+        cells: all runs of the sweep.
+
+    Attributes:
+        live: whether stderr is a terminal that can show a live table.
+    """
 
     def __init__(self, cells: Sequence[Cell]):
         self.cells = list(cells)
-        self.shown: dict[tuple, str] = {}
-        self.now: tuple | None = None
-        self.number = ""
+        self._values: dict[_Key, str] = {}
+        self._running: _Key | None = None
+        self._number = ""
         screen = Screen(stderr=True)
         self.live = screen.is_terminal and not screen.is_dumb_terminal
 
     @contextlib.contextmanager
     def running(self, cell: Cell, number: str) -> Iterator[None]:
-        """While the cell runs."""
-        self.now, self.number = _key(cell), number
+        """Mark ``cell`` as running within the block. number: its place among all runs, as in '3 of 12'."""
+        self._running, self._number = _key(cell), number
         yield
-        self.now = None
+        self._running = None
 
     def done(self, cell: Cell, result: Result) -> None:
-        """The cell's Pass@1, or its tokens/s where nothing is graded."""
+        """Fill in a finished cell: its Pass@1 in percent, or its tokens/s if nothing is graded."""
         value = result.summary["pass_at_1"]
-        self.shown[_key(cell)] = f"{result.summary['tps']:,.0f}/s" if value is None else f"{100 * value:.1f}"
+        self._values[_key(cell)] = f"{result.summary['tps']:,.0f}/s" if value is None else f"{100 * value:.1f}"
 
-    def said(self, result: Result) -> str:
-        """A finished run in a line."""
+    def describe(self, result: Result) -> str:
+        """A finished run in one line of text."""
         s = result.summary
         if s["pass_at_1"] is None:
             accuracy = "not graded"
@@ -47,32 +57,31 @@ class Board:
         return f"{accuracy}, {s['tps']:,.0f} tokens/s, {s['evictions']:,} evictions"
 
     def table(self) -> Table:
-        """The cells of the model at work. Pass@1 in percent; a dot is to come."""
-        mine = [cell for cell in self.cells if self.now is None or cell.model == self.now[0]]
-        budgets = sorted({cell.budget for cell in mine if cell.budget is not None})
-        tasks = list(dict.fromkeys(cell.config.task for cell in mine))
-        model = visible(mine[0].model)
-        table = Table(title=Text(f"{model}: Pass@1 (%), run {self.number}"), box=box.SIMPLE, title_justify="left")
+        """The table of the running model: Pass@1 in percent, '...' for the running cell, a dot for those to come."""
+        cells = [cell for cell in self.cells if self._running is None or cell.model == self._running[0]]
+        budgets = sorted({cell.budget for cell in cells if cell.budget is not None})
+        tasks = list(dict.fromkeys(cell.config.task for cell in cells))
+        whole = [None] if any(cell.budget is None for cell in cells) else []  # the column of the full cache
+        model = visible(cells[0].model)
+        table = Table(title=Text(f"{model}: Pass@1 (%), run {self._number}"), box=box.SIMPLE, title_justify="left")
         if len(tasks) > 1:
             table.add_column("task")
         table.add_column("policy")
-        for heading in ("whole", *map(str, budgets)) if any(c.budget is None for c in mine) else map(str, budgets):
-            table.add_column(heading, justify="right")
+        for budget in (*whole, *budgets):
+            table.add_column("whole" if budget is None else str(budget), justify="right")
         for task in tasks:
-            for label in dict.fromkeys(cell.label for cell in mine):
-                whole = [None] if any(c.budget is None for c in mine) else []
-                there = {c.budget for c in mine if c.label == label and c.config.task == task}
-                words = [self._cell(mine[0].model, task, label, b) if b in there else "" for b in (*whole, *budgets)]
+            for label in dict.fromkeys(cell.label for cell in cells):
+                there = {cell.budget for cell in cells if cell.label == label and cell.config.task == task}
                 names = [visible(task), visible(label)] if len(tasks) > 1 else [visible(label)]
-                table.add_row(*map(Text, names), *words)
+                row = [self._cell((cells[0].model, task, label, b)) if b in there else "" for b in (*whole, *budgets)]
+                table.add_row(*map(Text, names), *row)
         return table
 
-    def _cell(self, model: str, task: str, label: str, budget: int | None) -> Text:
-        key = (model, task, label, budget)
-        if key == self.now:
+    def _cell(self, key: _Key) -> Text:
+        if key == self._running:
             return Text("...", "bold yellow")
-        return Text(self.shown.get(key, "·"), "bold" if key in self.shown else "dim")
+        return Text(self._values.get(key, "·"), "bold" if key in self._values else "dim")
 
 
-def _key(cell: Cell) -> tuple:
+def _key(cell: Cell) -> _Key:
     return (cell.model, cell.config.task, cell.label, cell.budget)

@@ -1,8 +1,8 @@
-"""The figure: Pass@1 bars and a throughput line against the KV budget, a panel a model."""
+"""The figure of one policy: Pass@1 as bars and throughput as a line against the KV budget, a panel for each model."""
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,22 +10,35 @@ from jkv.report.picture_files import save_figure
 from jkv.report.published import Panel, Published
 from jkv.report.results import Result, averages
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
+
+    Handles = dict[str, Artist | BarContainer]  # what the legend shows, by its text
+
 BLUE, ORANGE = "#3a73b0", "#d9741a"
-_WIDTH = 0.68  # of a bar, in distances between bars
-# Beside a bar's middle, where the line has its marker: its interval to the left, a published value to the right.
-_LANE = 0.2
+# In distances between bars. The throughput's marker is at a bar's middle, so the interval is drawn to its left and a
+# published value to its right.
+_WIDTH, _LANE = 0.68, 0.2
 
 
 def draw_figure(
     out: pathlib.Path, results: Sequence[Result], policy: str, overlay: Published | None, hub: dict[str, str]
 ) -> None:
-    """figure.png and figure.svg: ``policy``'s Pass@1 averaged over tasks with its 95 % interval, and its tokens/s.
+    """Write figure.png and figure.svg: Pass@1 in percent with its 95 % interval, and tokens/s.
 
-    overlay: published values as hollow marks.  hub: models by what they are called here, to find their published panel.
-    Nothing is drawn before a run of ``policy`` is finished.
+    Of several tasks the mean is drawn, with equal weights. Nothing is drawn while no run of the policy is finished.
+
+    Args:
+        out: the sweep's directory.
+        results: of the runs that are finished.
+        policy: whose results are drawn, by its label in the sweep.
+        overlay: published values to draw as hollow marks.
+        hub: each model's path or Hub id by its name in the sweep; finds its panel in ``overlay``.
     """
-    mine = [r for r in averages(results) if r.label == policy and r.budget is not None]
-    models = list(dict.fromkeys(r.model for r in mine))
+    budgeted = [r for r in averages(results) if r.label == policy and r.budget is not None]
+    models = list(dict.fromkeys(r.model for r in budgeted))
     if not models:
         return
     from matplotlib.figure import Figure
@@ -33,15 +46,20 @@ def draw_figure(
     figure = Figure(figsize=(5.6 * len(models), 3.9), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False)[0]
     published = [None if overlay is None else overlay.of(model, hub.get(model, model)) for model in models]
-    handles: dict[str, Any] = {}
+    handles: Handles = {}
     for axes, model, panel in zip(panels, models, published, strict=True):
-        budgets = sorted({r.budget for r in mine if r.budget is not None} | set(_budgets(overlay, panel)))
-        handles |= _draw_panel(axes, [r for r in mine if r.model == model], budgets, overlay, panel)
+        budgets = sorted({r.budget for r in budgeted if r.budget is not None} | set(_budgets(overlay, panel)))
+        handles |= _draw_panel(axes, [r for r in budgeted if r.model == model], budgets, overlay, panel)
         axes.set_title(model.rstrip("/").rpartition("/")[2], fontsize=12, fontweight="bold")
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False, fontsize=10
+        handles.values(),  # pyright: ignore[reportArgumentType]  # matplotlib's annotation omits containers
+        handles.keys(),
+        loc="outside upper center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=10,
     )
-    figure.supxlabel(f"KV budget, slots a row ({policy}; {_what(mine)})", fontsize=10)
+    figure.supxlabel(f"KV budget, slots a row ({policy}; {_tasks_and_devices(budgeted)})", fontsize=10)
     save_figure(figure, out / "figure")
 
 
@@ -49,22 +67,22 @@ def _budgets(overlay: Published | None, panel: Panel | None) -> list[int]:
     return [] if overlay is None or panel is None else overlay.budgets
 
 
-def _what(results: Sequence[Result]) -> str:
-    tasks = list(dict.fromkeys(part.task for r in results for part in r.tasks))
+def _tasks_and_devices(results: Sequence[Result]) -> str:
+    tasks = list(dict.fromkeys(run.task for r in results for run in r.runs))
     names = ", ".join(pathlib.PurePath(task).name for task in tasks)
-    devices = list(dict.fromkeys(part.summary["device"] for r in results for part in r.tasks))
+    devices = list(dict.fromkeys(run.summary["device"] for r in results for run in r.runs))
     return f"{names}; {', '.join(devices)}"
 
 
 def _draw_panel(
-    axes: Any, results: Sequence[Result], budgets: Sequence[int], overlay: Published | None, panel: Panel | None
-) -> dict[str, Any]:
-    """Bars on the left axis, the line on the right one; what each mark is called."""
+    axes: "Axes", results: Sequence[Result], budgets: Sequence[int], overlay: Published | None, panel: Panel | None
+) -> "Handles":
+    """Draw a model's bars on the left axis and its line on the right one. Returns what the legend is to show."""
     place = {budget: index for index, budget in enumerate(budgets)}
-    by_budget = {r.budget: r.summary for r in results}
-    graded = {budget: s for budget, s in by_budget.items() if budget is not None and s["pass_at_1"] is not None}
+    by_budget = {r.budget: r.summary for r in results if r.budget is not None}
+    graded = {budget: s for budget, s in by_budget.items() if s["pass_at_1"] is not None}
     right = axes.twinx()
-    handles: dict[str, Any] = {}
+    handles: Handles = {}
     tops = [0.0]
     if graded:
         at = [place[budget] for budget in graded]
@@ -73,7 +91,7 @@ def _draw_panel(
             for name in ("pass_at_1", "pass_at_1_low", "pass_at_1_high")
         )
         bars = axes.bar(at, values, _WIDTH, color=BLUE, zorder=2)
-        # An interval of the bootstrap can miss the mean by a rounding.
+        # A bootstrap interval can miss the mean by a rounding error, and errorbar() refuses negative lengths.
         spread = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
         lanes = [x - _LANE for x in at]
         axes.errorbar(lanes, values, spread, fmt="none", ecolor="#1c3049", elinewidth=1.2, capsize=3, zorder=3)
@@ -86,7 +104,7 @@ def _draw_panel(
         )
         handles["Pass@1, published"] = marks
         tops += panel.pass_at_1
-    # Room above the bars: 1.15 keeps the tallest interval off the frame, and 10 keeps an axis where nothing is right.
+    # The axis ends above the tallest interval, at 10 % at least (if nothing is right) and 105 % at most.
     limit = min(max(1.15 * max(tops), 10.0), 105.0)
     axes.set_ylim(0, limit)
     for budget, s in graded.items():
@@ -103,25 +121,31 @@ def _draw_panel(
     return handles
 
 
-def _write_value(axes: Any, at: int, value: float, top: float, limit: float) -> None:
-    """The bar's value: at its foot, where no line runs, or above it if it is too short."""
+def _write_value(axes: "Axes", at: int, value: float, top: float, limit: float) -> None:
+    """Write a bar's value: at its foot, where the throughput line rarely runs, or above the bar if it is too short."""
     inside = value > 0.14 * limit
     axes.text(
         at, 0.02 * limit if inside else top + 0.015 * limit, f"{value:.1f}", ha="center", va="bottom", fontsize=9.5,
         fontweight="bold", color="white" if inside else "#12406f", zorder=6,
-        # The interval may reach down here.
+        # A ground of its own, as the interval may reach down to the text.
         bbox={"facecolor": BLUE, "edgecolor": "none", "pad": 1.0} if inside else None,
     )  # fmt: skip
 
 
 def _draw_line(
-    right: Any, by_budget: dict[Any, dict[str, Any]], place: dict[int, int], overlay: Published | None, panel: Any
-) -> dict[str, Any]:
+    right: "Axes",
+    by_budget: dict[int, dict[str, Any]],
+    place: dict[int, int],
+    overlay: Published | None,
+    panel: Panel | None,
+) -> "Handles":
+    """Draw the throughput in tokens/s. Returns what the legend is to show."""
     pairs = sorted((place[budget], s["tps"]) for budget, s in by_budget.items())
     line = right.plot(
         *zip(*pairs, strict=True), color=ORANGE, marker="o", markeredgecolor="white", linewidth=2, zorder=4
     )[0]
-    handles, tops = {"throughput, tokens/s": line}, [tps for _, tps in pairs]
+    tops = [tps for _, tps in pairs]
+    handles: Handles = {"throughput, tokens/s": line}
     if panel is not None and panel.throughput_tps is not None and overlay is not None:
         at = [place[budget] for budget in overlay.budgets]
         marks = right.plot(
@@ -130,6 +154,6 @@ def _draw_line(
         )[0]  # fmt: skip
         handles["throughput, published"] = marks
         tops += panel.throughput_tps
-    # From 0, so that a small difference looks small.
+    # The axis begins at 0, so that a small difference looks small.
     right.set_ylim(0, 1.12 * max(tops))
     return handles

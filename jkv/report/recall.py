@@ -1,37 +1,54 @@
-"""Recall against evictions in between: table and picture of the memory probe."""
+"""Table and figure of the memory probe: how often a fact is recalled, by the evictions since it was stated."""
 
 import csv
 import dataclasses
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from jkv.config.probe import ProbeConfig
 from jkv.files.whole import write_text
 from jkv.report.picture_files import save_figure
 from jkv.report.statistics import interval
 
+# Evictions, first and last. The last bin has no upper end.
 BINS = ((0, 9), (10, 19), (20, 29), (30, 39), (40, 10_000))
 
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """One policy on all probes. between: evictions since the fact went in, [n].  right: whether recalled, [n]."""
+    """The results of one policy on n probes.
+
+    Attributes:
+        label: the policy's name.
+        between: [n], integers: evictions between the fact and the question.
+        right: [n], booleans: whether the fact was recalled.
+    """
 
     label: str
     between: np.ndarray
     right: np.ndarray
 
     def of_bin(self, low: int, high: int) -> tuple[float, int]:
-        """Share recalled, and how many probes, of those with ``low`` to ``high`` evictions in between."""
-        mine = (self.between >= low) & (self.between <= high)
-        return (float(self.right[mine].mean()) if mine.any() else float("nan")), int(mine.sum())
+        """Of the probes with ``low`` to ``high`` evictions in between: the fraction recalled (NaN if there are none),
+        and their number."""
+        within = (self.between >= low) & (self.between <= high)
+        return (float(self.right[within].mean()) if within.any() else float("nan")), int(within.sum())
 
 
-def write_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> None:
-    """probe.csv (a row a policy and bin), probe.md and the picture."""
+def write_recall(out: pathlib.Path, results: Sequence[Recall], config: ProbeConfig) -> None:
+    """Write probe.csv (a row for each policy and bin; ``recalled`` is a fraction), probe.md, probe.png and probe.svg.
+
+    Args:
+        out: directory, made if missing.
+        results: of the policies that are finished, at least one.
+        config: of the probe; it is named in the figure's title.
+
+    Raises:
+        OSError: a file can't be written.
+    """
     out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -46,7 +63,7 @@ def write_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> N
 
 
 def _ranked(results: Sequence[Recall]) -> list[Recall]:
-    """The full cache first, then by recall after the most evictions, then overall."""
+    """The full cache first, then policies by their recall in the last bin, then by their recall over all probes."""
     last = BINS[-1]
     order = lambda r: (r.label != "full", -np.nan_to_num(r.of_bin(*last)[0]), -r.right.mean())
     return sorted(results, key=order)
@@ -57,7 +74,11 @@ def _bin_name(low: int, high: int) -> str:
 
 
 def recall_markdown(results: Sequence[Recall]) -> str:
-    """A row a policy, a column a bin of evictions in between, in percent; last the mean with its 95 % interval."""
+    """The table in Markdown: recall in percent, a row for each policy, a column for each bin.
+
+    The last column has the recall over all probes with its 95 % interval: the percentile bootstrap over probes, 2,000
+    draws.
+    """
     counts = [results[0].of_bin(*b)[1] for b in BINS]
     heads = " | ".join(f"{_bin_name(*b)} (n={n})" for b, n in zip(BINS, counts, strict=True))
     lines = [f"| evictions in between | {heads} | all |", "|---" * (len(BINS) + 2) + "|"]
@@ -68,15 +89,21 @@ def recall_markdown(results: Sequence[Recall]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_recall(out: pathlib.Path, results: Sequence[Recall], config: Any) -> None:
-    """A map: policies down, evictions in between across, recall as colour and number."""
+def draw_recall(out: pathlib.Path, results: Sequence[Recall], config: ProbeConfig) -> None:
+    """Write probe.png and probe.svg: a heat map of recall in percent, a row for each policy, a column for each bin.
+
+    Args:
+        out: directory.
+        results: of the policies, at least one.
+        config: of the probe; it is named in the title.
+    """
     from matplotlib.figure import Figure
 
     ranked = _ranked(results)
     values = np.array([[100 * r.of_bin(*b)[0] for b in BINS] for r in ranked])
     figure = Figure(figsize=(6.4, 1.6 + 0.28 * len(ranked)), layout="constrained")
     axes = figure.add_subplot()
-    # Blue is much, pale is little: readable in grey and to most colour-blind eyes.
+    # One hue from pale to dark: readable in grey, and by readers with most kinds of colour blindness.
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):

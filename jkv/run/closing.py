@@ -1,4 +1,4 @@
-"""What a person sees when a run is done: one thought with what was evicted on the way, and the closing table."""
+"""What is printed when a run is closed: one completion with its evicted tokens marked, and a table of the summary."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from jkv.terminal.screen import human_bytes
-from jkv.terminal.text import pieces, visible
+from jkv.terminal.text import Detokenizer, pieces, visible
 
-# A thought longer than this many tokens is shown without its middle.
+# Of a longer sequence only the two ends are shown, half as many tokens each.
 _SHOWN_TOKENS = 800
 
 
 def thought(
-    tokenizer: Any,
+    tokenizer: Detokenizer | None,
     prompt_ids: Sequence[int],
     token_ids: Sequence[int],
     kept: Sequence[int],
@@ -25,12 +25,18 @@ def thought(
     title: str,
     styled: bool = True,
 ) -> Panel:
-    """A completion token by token: what was still in the buffer at its end, and what was evicted on the way.
+    """A prompt and its completion, with the tokens marked that were evicted on the way.
 
-    kept: positions in the buffer at the end.  styled: strike evicted tokens through; else they stand in [- -].
+    Args:
+        tokenizer: None for a model without one; tokens are then shown as numbers.
+        prompt_ids: tokens of the prompt.
+        token_ids: tokens of the completion.
+        kept: positions of the tokens that were in the buffer at the end; the prompt begins at 0.
+        title: of the frame.
+        styled: strike evicted tokens through and colour the prompt. Without it evicted tokens stand in [- -].
     """
     ids = [*prompt_ids, *token_ids]
-    kept_set = {*kept, len(ids) - 1}  # the last token is never inserted, so never evicted
+    kept_set = {*kept, len(ids) - 1}  # the last token is never put into the buffer, so it can't be evicted
     opening, closing = ("", "") if styled else ("[-", "-]")
     half = _SHOWN_TOKENS // 2
     ranges = [(0, len(ids))] if len(ids) <= _SHOWN_TOKENS else [(0, half), (len(ids) - half, len(ids))]
@@ -38,11 +44,12 @@ def thought(
     for start, end in ranges:
         if start:
             text.append(f"\n\n... {start - half:,} tokens not shown ...\n\n", "italic")
-        words = list(zip(range(start, end), pieces(tokenizer, ids[start:end]), strict=True))
-        for gone, run in itertools.groupby(words, lambda word: word[0] not in kept_set):
+        tokens = list(zip(range(start, end), pieces(tokenizer, ids[start:end]), strict=True))
+        for gone, group in itertools.groupby(tokens, lambda token: token[0] not in kept_set):
             text.append(opening if gone else "")
-            for position, word in run:
-                text.append(visible(word), "dim strike" if gone else "bold cyan" if position < len(prompt_ids) else "")
+            for position, piece in group:
+                style = "dim strike" if gone else "bold cyan" if position < len(prompt_ids) else ""
+                text.append(visible(piece), style)
             text.append(closing if gone else "")
     n = len(ids) - len(kept_set)
     how = "struck through" if styled else "in [- -]"
@@ -54,7 +61,7 @@ def thought(
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The closing table."""
+    """A run's summary (the contents of its summary.json) as a table of names and values."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -65,6 +72,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 def _rows(s: dict[str, Any]) -> Iterable[tuple[str, str]]:
     def percent(x: float) -> str:
+        """0.5 -> '50.0 %'."""
         return f"{100 * x:.1f} %"
 
     yield "model", f"{s['model']} on {s['device']}"
@@ -73,8 +81,8 @@ def _rows(s: dict[str, Any]) -> Iterable[tuple[str, str]]:
     else:
         pinned = ", prompt pinned" if s["pin_prompt"] else ""
         per_head = ", per head" if s["granularity"] == "head" else ""
-        words = ", ".join(f"{word} {s[word]:,}" for word in ("budget", "retain", "window", "sinks"))
-        yield "policy", f"{s['policy']}: {words}{pinned}{per_head}"
+        numbers = ", ".join(f"{name} {s[name]:,}" for name in ("budget", "retain", "window", "sinks"))
+        yield "policy", f"{s['policy']}: {numbers}{pinned}{per_head}"
     if s["pass_at_1"] is None:
         yield "Pass@1", "not graded" + ("" if s.get("ungraded") else ": the task has no answers")
     else:

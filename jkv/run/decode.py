@@ -1,176 +1,183 @@
-"""One run, end to end: check, open, decode, close."""
+"""One run, end to end: check the configuration, open model and task, decode this host's share, close the run."""
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
-from typing import Any
 
 from rich.console import RenderableType
 
 from jkv.config.decode import DecodeConfig
 from jkv.distributed.hosts import Hosts, here, need_out
 from jkv.grading import Grader
-from jkv.grading.queue import Marking
+from jkv.grading.queue import GradingQueue
 from jkv.run.closing import summary_table
 from jkv.run.directory import RunDirectory
 from jkv.run.host_meeting import Meeting
-from jkv.run.host_shares import Ending, Share, all_of, share_of
-from jkv.run.limits import mendable
+from jkv.run.host_shares import Share, Summarise, UnclosedRun, open_share
+from jkv.run.limits import device_errors_as_user_errors
 from jkv.run.opening import AtHand, Checked, Opened, check, open_run
 from jkv.run.progress import LiveProgress
 from jkv.run.record import Recorder, follow
-from jkv.run.summary import summarise
+from jkv.run.summary import Summary, summarise
 from jkv.terminal import termination
 from jkv.terminal.screen import Screen
 
-# Seconds that a run which is broken off waits for the grades of samples that are finished.
+# Seconds that an interrupted run waits for the grades of samples that are already decoded.
 GRADES_WITHIN_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Display:
-    """What a run shows beside its progress.
+    """What a run shows besides its progress.
 
     Attributes:
         above: stands over the progress bar.
-        closing: where one thought and the closing table are printed; None: nowhere.
+        screen: where one thought and the closing table are printed; None for neither.
     """
 
     above: RenderableType | None = None
-    closing: Screen | None = None
+    screen: Screen | None = None
 
 
-NOTHING, NO_DISPLAY = AtHand(), Display()
+NOTHING_AT_HAND, NO_DISPLAY = AtHand(), Display()
 
 
 def run(
     config: DecodeConfig,
-    at_hand: AtHand = NOTHING,
+    at_hand: AtHand = NOTHING_AT_HAND,
     *,
-    closing: Screen | None = None,
+    screen: Screen | None = None,
     grader: Grader | None = None,
-) -> dict[str, Any] | None:
-    """Run a configuration.
+) -> Summary | None:
+    """Run a configuration from its start to its summary.
 
     Args:
         config: what to run.
-        at_hand: what an earlier run of this process has already.
-        closing: where one thought and the closing table are printed; None: nowhere.
-        grader: for mathematics; one of the run's own unless given.
+        at_hand: what this process has loaded already.
+        screen: where one thought and the closing table are printed; None for neither.
+        grader: grades mathematical answers; by default the run starts one of its own.
 
     Returns:
-        The summary, which is also in ``--out``. Of several hosts the first returns it; the others return None when it
-        is written.
+        The summary, which is also in ``--out``. Of several hosts only the first returns it; the others return None once
+        it is written.
 
     Raises:
-        UserError: whatever a user can mend.
+        UserError: anything that a user can mend.
     """
+    hosts = here()
     with tempfile.TemporaryDirectory() as scratch:
-        if (hosts := here()).count == 1:
-            out = pathlib.Path(config.out or scratch)
-            return start(config, out, at_hand, Display(closing=closing), grader=grader).summary()
-        out = need_out(config.out)
-        config = dataclasses.replace(config, quiet=config.quiet or not hosts.first)
-        meeting = Meeting(hosts, out, [out], config)
-        summary = start(config, out, at_hand, Display(closing=closing), grader=grader, meeting=meeting).summary()
-        meeting.end()
+        out, meeting = pathlib.Path(config.out or scratch), None
+        if hosts.count > 1:
+            out = need_out(config.out)
+            config = dataclasses.replace(config, quiet=config.quiet or not hosts.first)
+            meeting = Meeting(hosts, out, [out], config)
+        unclosed = decode_run(config, out, at_hand, Display(screen=screen), grader=grader, meeting=meeting)
+        summary = unclosed.close()
+        if meeting is not None:
+            meeting.end()
         return summary
 
 
-def start(
+def decode_run(
     config: DecodeConfig,
     out: pathlib.Path,
-    at_hand: AtHand = NOTHING,
+    at_hand: AtHand = NOTHING_AT_HAND,
     display: Display = NO_DISPLAY,
     *,
     grader: Grader | None = None,
     meeting: Meeting | None = None,
-) -> Ending:
-    """Decode a run's samples, or this host's share of them, into ``out``: all but summing up.
+) -> UnclosedRun:
+    """Check, open and decode a run, or this host's share of it. Only closing it is left.
 
     Args:
         config: what to run.
-        out: the run's directory; what is finished there is not run again.
-        at_hand: what an earlier run of this process has already.
-        display: what is shown beside the progress.
-        grader: for mathematics; one of the run's own unless given.
-        meeting: of several hosts.
+        out: the run's directory; samples that are finished there do not run again.
+        at_hand: what this process has loaded already.
+        display: what is shown besides the progress.
+        grader: grades mathematical answers; by default the run starts one of its own.
+        meeting: where several hosts have met; None on a single host.
 
     Returns:
-        The end of the run: its summary is made when every host's samples are there.
+        The run, to be closed when every host's samples are there.
 
     Raises:
-        UserError: whatever a user can mend.
+        UserError: anything that a user can mend.
     """
     checked = check(config, at_hand.loaded, Hosts() if meeting is None else meeting.hosts)
     opened = open_run(config, checked, at_hand)
-    shown: list[Recorder] = []
-    share = _open_share(config, out, checked, opened, meeting, shown, display)
-    try:
-        _decode(config, share, checked, opened, grader, shown, display)
-    except BaseException:
-        share.close()
-        raise
-    return share.decoded()
-
-
-def _open_share(
-    config: DecodeConfig, out: pathlib.Path, checked: Checked, opened: Opened, meeting: Meeting | None,
-    shown: list[Recorder], display: Display,
-) -> Share:  # fmt: skip
-    """This host's part of the run, with its directory open."""
-
-    def sum_up(directory: RunDirectory) -> dict[str, Any]:
-        recompiles = max(opened.engine.traces["decode"] - 1, 0)
-        summary = summarise(
-            config, opened.policy, opened.rule, directory.samples, directory.timings, opened.facts, recompiles
-        )
-        directory.write_summary(summary)
-        if display.closing is not None:
-            for recorder in shown:
-                recorder.show_thought(display.closing, directory.samples)
-            display.closing.print(summary_table(summary))
-        return summary
-
-    if meeting is None:
-        return all_of(out, opened.identity, opened.requests, sum_up, trace=config.trace)
-    return share_of(
-        meeting, checked.hosts, out, opened.identity, opened.requests, sum_up, trace=config.trace, quiet=config.quiet
+    share = open_share(
+        out, opened.identity, opened.requests, checked.hosts, meeting, trace=config.trace, quiet=config.quiet
     )
+    try:
+        recorder = _decode(config, checked, opened, share, grader, display)
+    except BaseException:
+        share.close_files()
+        raise
+    return share.decoded(_how_to_close(config, opened, recorder, display.screen))
 
 
 def _decode(
-    config: DecodeConfig, share: Share, checked: Checked, opened: Opened, grader: Grader | None,
-    shown: list[Recorder], display: Display,
-) -> None:  # fmt: skip
-    """Decode the share's requests; each sample is graded and written as it ends."""
-    facts, hosts = opened.facts, checked.hosts
+    config: DecodeConfig, checked: Checked, opened: Opened, share: Share, grader: Grader | None, display: Display
+) -> Recorder | None:
+    """Decode the share's requests; each sample is written when it is graded.
+
+    Returns:
+        What has recorded the samples; None if there were none to write on this host.
+    """
+    facts = opened.facts
     live = LiveProgress(
         total=share.total, slots=checked.rows * opened.rule.budget, kv_bytes=facts.kv_bytes,
         kv_bytes_full=facts.kv_bytes_full, quiet=config.quiet, above=display.above,
     )  # fmt: skip
     if share.notice:
         live.console.print(share.notice, soft_wrap=True)
-
-    def so_far() -> str:
-        if hosts.index != hosts.leader:
-            return f"{hosts} helped host {hosts.leader}, which keeps samples: run the same command to continue"
-        of_host = f" by {hosts}" if hosts.count > 1 else ""
-        kept = (
-            f"and kept in {config.out}: run the same command to continue" if config.out else "but only --out keeps them"
-        )
-        return f"{share.done} of {share.total} samples are finished{of_host} {kept}"
-
-    with termination.saying(so_far), live, mendable(), Marking(grader) as marking:
+    last_line = functools.partial(_how_to_continue, config, checked.hosts, share)
+    with termination.last_line(last_line), live, device_errors_as_user_errors(), GradingQueue(grader) as queue:
         live.sample_done(share.done)
-        termination.renew()
+        termination.reinstall_handler()
         if not share.requests:
-            return
-        if share.directory is None:  # another host of this replica writes
+            return None
+        if share.directory is None:  # another host of the same replica writes
             follow(opened.engine, share.requests, trace=config.trace)
-            return
+            return None
         recorder = Recorder(
-            opened.engine, opened.problems, opened.loaded.tokenizer, share.directory, marking, trace=config.trace
+            opened.engine, opened.problems, opened.loaded.tokenizer, share.directory, queue, trace=config.trace
         )
         recorder.decode(share.requests, live, patience=GRADES_WITHIN_S)
-        shown.append(recorder)
+        return recorder
+
+
+def _how_to_continue(config: DecodeConfig, hosts: Hosts, share: Share) -> str:
+    """The last line of a run that is broken off."""
+    if hosts.index != hosts.leader:
+        return (
+            f"{hosts} decoded together with host {hosts.leader}, which keeps the samples: "
+            "run the same command to continue"
+        )
+    by_host = f" by {hosts}" if hosts.count > 1 else ""
+    kept = f"and kept in {config.out}: run the same command to continue" if config.out else "but only --out keeps them"
+    return f"{share.done} of {share.total} samples are finished{by_host} {kept}"
+
+
+def _how_to_close(config: DecodeConfig, opened: Opened, recorder: Recorder | None, screen: Screen | None) -> Summarise:
+    """What is left to do when all samples are in the run's directory: write the summary, and print on ``screen``.
+
+    What is returned holds neither model nor engine unless there is a screen: in a sweep over several hosts it waits
+    while the next model is loaded, which needs their memory.
+    """
+    policy, rule, facts = opened.policy, opened.rule, opened.facts
+    recompiles = max(opened.engine.traces["decode"] - 1, 0)
+    shown = None if screen is None else recorder
+
+    def summarise_and_print(directory: RunDirectory) -> Summary:
+        """Write and return the summary of the samples in ``directory``."""
+        summary = summarise(config, policy, rule, directory.samples, directory.timings, facts, recompiles)
+        directory.write_summary(summary)
+        if screen is not None:
+            if shown is not None:
+                shown.show_thought(screen, directory.samples)
+            screen.print(summary_table(summary))
+        return summary
+
+    return summarise_and_print

@@ -1,4 +1,5 @@
-"""The output directory of a run: appended sample by sample, continued after a stop, refused to another run."""
+"""The output directory of a run: a line is appended as each sample finishes, the same run continues after a stop, and
+another run is refused."""
 
 import contextlib
 import json
@@ -8,19 +9,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from jkv.errors import UserError
+from jkv.files.run_files import (
+    CONFIG,
+    KEY_FIELDS,
+    SAMPLE_FIELDS,
+    SAMPLES,
+    SUMMARY,
+    TIMINGS,
+    TRACE,
+    json_object,
+    whole_lines,
+)
 from jkv.files.whole import write_bytes
 from jkv.terminal.termination import whole_write
 
-SAMPLES, TRACE, SUMMARY, CONFIG, TIMINGS = (
-    "samples.jsonl", "trace.jsonl", "summary.json", "config.json", "timings.json",
-)  # fmt: skip
-_NUMBER, _INTEGER = (int, float), (int,)
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "id": (str,), "sample": _INTEGER, "prompt_tokens": _INTEGER, "token_ids": (list,), "text": (str,),
-    "finish": (str,), "answer": (str, type(None)), "correct": (bool, type(None)), "evictions": _INTEGER,
-    "peak_slots": _INTEGER, "mean_slots": _NUMBER,
-}  # fmt: skip
 _TIMES = ("wall", "compile", "decode", "steps")
+# What the error says where a field's old and new value, two hash digests, would tell a reader nothing.
 _CHANGED = {
     "problems": "the task's prompts or answers have changed",
     "weights": "the model's weights have changed",
@@ -33,17 +37,32 @@ class BeingWritten(UserError):
 
 
 class RunDirectory:
-    """Files of one run in ``path``. ``samples`` are the finished ones, those of earlier sessions included.
+    """The open files of one run.
 
-    config: what must be the same to continue; JSON.  trace: whether trace.jsonl is written.  sync: whether each
-    sample is on the disk, or the server, before the next: for directories that other machines read.
-    ``timings`` are seconds and steps summed over sessions. Raises UserError if the directory belongs to another config
-    or to a run that is still at work, holds damaged lines, or can't be written. ``notice`` says what was repaired.
+    Attributes:
+        path: the directory.
+        config: the run's identity (`jkv.run.identity`), which must be the same to continue.
+        samples: rows of the finished samples, those of earlier sessions included.
+        timings: seconds (``wall``, ``compile``, ``decode``) and decode steps (``steps``), summed over all sessions.
+        notice: what was repaired on opening, a line each; empty if nothing was.
+        sync: whether each line reaches the disk before the next is written.
     """
 
     def __init__(self, path: pathlib.Path, config: dict[str, Any], *, trace: bool = False, sync: bool = False):
+        """Open a directory, new or to be continued.
+
+        Args:
+            path: the directory; made if it isn't there.
+            config: the run's identity; JSON values.
+            trace: whether trace.jsonl is written.
+            sync: call fsync after each line. Needed where other machines read the directory while it is written.
+
+        Raises:
+            UserError: the directory belongs to another config, holds damaged lines, or can't be written.
+            BeingWritten: another process has it open.
+        """
         self.path, self.notice, self.sync = path, "", sync
-        # What JSON makes of it, so that tuples and lists compare equal.
+        # Through JSON and back, so that a tuple equals the list that it becomes in config.json.
         self.config: dict[str, Any] = json.loads(json.dumps(config))
         self._samples_file: TextIO | None = None
         self._trace_file: TextIO | None = None
@@ -51,10 +70,11 @@ class RunDirectory:
             with self._explained(path):
                 path.mkdir(parents=True, exist_ok=True)
                 self._refuse_foreign_files()
-                self._samples_file = open(path / SAMPLES, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+                # Open for the whole run; `close` closes them.
+                self._samples_file = open(path / SAMPLES, "a", encoding="utf-8")  # noqa: SIM115
                 self._lock()
                 self.samples = self._read_samples()
-                self._claim()
+                self._check_or_write_config()
                 self.timings = self._read_timings()
                 self._drop_unfinished_trace()
                 if trace:
@@ -65,29 +85,43 @@ class RunDirectory:
 
     @property
     def finished(self) -> set[tuple[str, int]]:
-        """(id, sample) of what need not run again."""
+        """(id, sample) of the samples that need not run again."""
         return {(row["id"], row["sample"]) for row in self.samples}
 
     def add_sample(self, row: dict[str, Any], timings: dict[str, float]) -> None:
         """Append a finished sample. When this returns the operating system has it: killing the process loses nothing.
 
-        timings: of all sessions so far. They are written first, so that no sample is ever without its time.
+        Args:
+            row: a line of samples.jsonl.
+            timings: of all sessions up to this sample. They are written first, so that no sample is without its time.
+
+        Raises:
+            UserError: a file can't be written.
         """
         with whole_write():
-            self._write(TIMINGS, timings)
+            self._write_json(TIMINGS, timings)
             self._append(self._samples_file, SAMPLES, json.dumps(row, ensure_ascii=False))
             self.samples.append(row)
             self.timings = timings
 
     def add_trace(self, row: dict[str, Any]) -> None:
-        """Append one eviction."""
+        """Append one eviction to trace.jsonl. Raises UserError if the file can't be written."""
         with whole_write():
             self._append(self._trace_file, TRACE, json.dumps(row))
 
     def adopt(self, rows: Sequence[dict[str, Any]], trace: Iterable[bytes], timings: dict[str, Any]) -> None:
-        """Append samples that were finished elsewhere and their evictions, lines of a trace.jsonl."""
+        """Append samples that other hosts have finished.
+
+        Args:
+            rows: lines of samples.jsonl.
+            trace: the lines of trace.jsonl that belong to them, without newlines.
+            timings: replaces those of the samples so far; written first.
+
+        Raises:
+            UserError: a file can't be written.
+        """
         with whole_write():
-            self._write(TIMINGS, timings)
+            self._write_json(TIMINGS, timings)
             for line in trace:
                 self._append(self._trace_file, TRACE, line.decode())
             if rows:
@@ -97,29 +131,29 @@ class RunDirectory:
             self.samples += rows
             self.timings = timings
 
-    def settle(self, timings: dict[str, float]) -> None:
-        """Replace the timings of all samples so far."""
-        self._write(TIMINGS, timings)
+    def replace_timings(self, timings: dict[str, float]) -> None:
+        """Replace the timings of all samples so far. Raises UserError if the file can't be written."""
+        self._write_json(TIMINGS, timings)
         self.timings = timings
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json whole or not at all."""
-        self._write(SUMMARY, summary)
+        """Write summary.json whole or not at all. Raises UserError if it can't be written."""
+        self._write_json(SUMMARY, summary)
 
     def close(self) -> None:
-        """Close the files. A buffer that could not be flushed has been reported already."""
+        """Close the files. An error of the last flush is ignored: the write before it has raised the same one."""
         for file in (self._samples_file, self._trace_file):
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
 
     def _refuse_foreign_files(self) -> None:
-        """A directory with a config.json of something else, a model's say, is left alone."""
+        """Leave alone a directory that holds something else, such as a model with its own config.json."""
         mend = "give a new --out"
         if (self.path / "runs").is_dir() and (self.path / "results.csv").exists():
             raise UserError("holds a sweep", where=str(self.path), mend=mend)
         if (self.path / CONFIG).exists():
-            missing = sorted(self.config.keys() - self._read_json(CONFIG).keys())
+            missing = sorted(self.config.keys() - read_config(self.path).keys())
             if missing:
                 what = f"holds a {CONFIG} that no run of this version wrote (it has no {missing[0]!r})"
                 raise UserError(what, where=str(self.path), mend=mend)
@@ -129,7 +163,7 @@ class RunDirectory:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # not on this platform
+        except ImportError:  # this platform has no such locks
             return
         assert self._samples_file is not None
         try:
@@ -140,12 +174,12 @@ class RunDirectory:
         except OSError:  # a file system without locks
             return
 
-    def _claim(self) -> None:
-        before = self._read_json(CONFIG) if (self.path / CONFIG).exists() else self.config
+    def _check_or_write_config(self) -> None:
+        before = read_config(self.path) if (self.path / CONFIG).exists() else self.config
         if self.samples:
             refuse_other_config(self.path, before, self.config)
-        else:  # nothing is lost: a run that failed before its first sample doesn't hold the directory
-            self._write(CONFIG, self.config)
+        else:  # without a finished sample nothing would be lost, so any config may take the directory over
+            self._write_json(CONFIG, self.config)
             for name in (TRACE, SUMMARY, TIMINGS):
                 (self.path / name).unlink(missing_ok=True)
 
@@ -153,9 +187,9 @@ class RunDirectory:
         path = self.path / SAMPLES
         rows: list[dict[str, Any]] = []
         seen: set[tuple[str, int]] = set()
-        for number, line in self._whole_lines(path):
-            row, mend = _object(line), "delete that line, or give a new --out"
-            if row is None or not all(type(row.get(k, ...)) in kinds for k, kinds in _FIELDS.items()):
+        for number, line in self._repaired_lines(path):
+            row, mend = json_object(line, SAMPLE_FIELDS), "delete that line, or give a new --out"
+            if row is None:
                 raise UserError("is not a sample", where=f"{path}:{number}", mend=mend)
             key = row["id"], row["sample"]
             if key in seen:
@@ -164,27 +198,29 @@ class RunDirectory:
             rows.append(row)
         return rows
 
-    def _whole_lines(self, path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-        """Numbered lines. A last line without its newline was torn by a kill or a full disk: it is cut off."""
+    def _repaired_lines(self, path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+        """A file's lines with their numbers, from 1. A last line without its newline was torn by a kill or a full disk:
+        it is cut off."""
         if not path.exists():
             return
         data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
-            notice = f"{path}: cut off a torn last line of {len(data) - whole} bytes"
+        lines, rest = whole_lines(data)
+        if rest:
+            os.truncate(path, len(data) - len(rest))
+            notice = f"{path}: cut off a torn last line of {len(rest)} bytes"
             self.notice += f"\n{notice}" if self.notice else notice
-        yield from enumerate(data[:whole].split(b"\n")[:-1], 1)
+        yield from enumerate(lines, 1)
 
     def _drop_unfinished_trace(self) -> None:
-        """A sample that was cut off runs again from its start, so its evictions must not be listed twice."""
+        """Remove the evictions of samples that were cut off. They run again from their start and would be listed
+        twice."""
         path = self.path / TRACE
         if not path.exists():
             return
         finished, kept, dropped = self.finished, [], False
-        for number, line in self._whole_lines(path):
-            row = _object(line)
-            if row is None or type(row.get("id")) is not str or type(row.get("sample")) is not int:
+        for number, line in self._repaired_lines(path):
+            row = json_object(line, KEY_FIELDS)
+            if row is None:
                 raise UserError("is not an eviction", where=f"{path}:{number}", mend="give a new --out")
             if (row["id"], row["sample"]) in finished:
                 kept.append(line + b"\n")
@@ -196,13 +232,10 @@ class RunDirectory:
     def _read_timings(self) -> dict[str, float]:
         if not self.samples:
             return dict.fromkeys(_TIMES, 0.0)
-        timings = self._read_json(TIMINGS) if (self.path / TIMINGS).exists() else {}
-        if any(type(timings.get(name)) not in _NUMBER for name in _TIMES):
+        timings = _read_json(self.path / TIMINGS) if (self.path / TIMINGS).exists() else {}
+        if any(type(timings.get(name)) not in (int, float) for name in _TIMES):
             raise UserError("is missing or damaged", where=str(self.path / TIMINGS), mend="give a new --out")
         return timings
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        return _read_json(self.path / name)
 
     def _append(self, file: TextIO | None, name: str, line: str) -> None:
         assert file is not None
@@ -212,7 +245,7 @@ class RunDirectory:
             if self.sync:
                 os.fsync(file.fileno())
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
         self._write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _write_bytes(self, name: str, data: bytes) -> None:
@@ -220,7 +253,8 @@ class RunDirectory:
             write_bytes(self.path / name, data)
 
     @contextlib.contextmanager
-    def _explained(self, path: pathlib.Path):
+    def _explained(self, path: pathlib.Path) -> Iterator[None]:
+        """Turn the operating system's errors, a full disk's for example, into UserErrors."""
         try:
             yield
         except OSError as error:
@@ -232,8 +266,15 @@ class RunDirectory:
 
 
 def refuse_other_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raise UserError if the run in ``path`` has samples that were drawn with other settings than these, as far as both
-    say them."""
+    """Refuse to continue a run under settings that differ from those its samples were drawn with.
+
+    Args:
+        path: the run's directory. Without finished samples there is nothing to refuse.
+        settings: a part of the run's identity. Only keys that the directory's config has, too, are compared.
+
+    Raises:
+        UserError: a setting differs, or the directory's config can't be read.
+    """
     if not ((path / CONFIG).exists() and (path / SAMPLES).exists() and (path / SAMPLES).stat().st_size):
         return
     before, now = read_config(path), json.loads(json.dumps(settings))
@@ -242,13 +283,19 @@ def refuse_other_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def refuse_run(path: pathlib.Path) -> None:
-    """Raise UserError if ``path`` holds a single run, and is no place for a sweep."""
+    """Raise UserError if ``path``, which is to take a sweep, holds a single run."""
     if (path / SAMPLES).exists():
         raise UserError(f"holds a run ({SAMPLES})", where=str(path), mend="give a new --out")
 
 
 def refuse_other_config(path: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError if the samples in ``path``, of config ``before``, can't be gone on with under ``now``."""
+    """Raise UserError, naming the first difference, unless two configs are the same.
+
+    Args:
+        path: the run's directory, for the message.
+        before: the config that its samples were drawn with, as read from JSON.
+        now: the config to continue with, as JSON would give it back.
+    """
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         key = changed[0]
@@ -258,21 +305,12 @@ def refuse_other_config(path: pathlib.Path, before: dict[str, Any], now: dict[st
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The config of the run in ``path``. Raises UserError if it can't be read."""
+    """The config of the run in directory ``path``. Raises UserError if it is damaged, OSError if it isn't there."""
     return _read_json(path / CONFIG)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    value = _object(path.read_bytes())
+    value = json_object(path.read_bytes())
     if value is None:
         raise UserError("is damaged", where=str(path), mend="give a new --out")
     return value
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in ``line``, None if it holds none."""
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # not UTF-8 and not JSON are ValueErrors
-        return None
-    return value if isinstance(value, dict) else None

@@ -1,39 +1,47 @@
-"""Engines are kept from run to run, so that runs which differ in task alone share compiled programs."""
+"""The engine of one run is used for the next if that has the same programs: runs that differ in their task alone then
+compile nothing."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 from jkv.config.decode import DecodeConfig
 from jkv.engine.engine import Engine
 from jkv.engine.events import Timings
 from jkv.policies import Retention
 
-# What the compiled programs don't depend on.
-_ELSEWHERE = ("task", "limit", "samples", "max_new_tokens", "out", "trace", "quiet")
+EngineKey = tuple[str, Retention]
+"""What an engine's compiled programs depend on; see `engine_key`."""
+# Fields of a config that the compiled programs don't depend on.
+_NOT_COMPILED = ("task", "limit", "samples", "max_new_tokens", "out", "quiet")
 
 
 class Engines:
-    """Keeps the last engine."""
+    """Keeps the engine of the last run. Only one: each has a KV buffer of its own."""
 
     def __init__(self):
-        self._key: Any = None
+        self._key: EngineKey | None = None
         self._engine: Engine | None = None
 
-    def get(self, key: Any, *arguments: Any, **named: Any) -> Engine:
-        """The engine of ``key`` with its clocks at zero: the last one if it has that key, else a new one.
+    def get(self, key: EngineKey, make: Callable[[], Engine]) -> Engine:
+        """An engine with these programs, its timings at zero.
 
         Args:
-            key: what the programs depend on (`engine_key`).
-            arguments, named: as for Engine.
+            key: what the programs depend on.
+            make: makes a new engine; called if the last run's has another key.
         """
         if self._engine is None or key != self._key:
-            self._engine = None  # its buffer makes room for the next
-            self._key, self._engine = key, Engine(*arguments, **named)
+            self._engine = None  # frees its buffer before the next is allocated
+            self._key, self._engine = key, make()
         self._engine.timings = Timings()
         return self._engine
 
 
-def engine_key(config: DecodeConfig, rule: Retention) -> Any:
-    """What the compiled programs of a run depend on."""
+def engine_key(config: DecodeConfig, rule: Retention) -> EngineKey:
+    """What the compiled programs of a run depend on.
+
+    Args:
+        config: the run's; its fields that change no program are left out.
+        rule: its budget, with all defaults filled in.
+    """
     values = dataclasses.asdict(config).items()
-    return repr({name: value for name, value in values if name not in _ELSEWHERE}), rule
+    return repr({name: value for name, value in values if name not in _NOT_COMPILED}), rule

@@ -1,49 +1,56 @@
-"""What several hosts write of one run: a directory each inside the run's own (``host0.part`` ...), which is a run's
-directory in small. When every sample is there, host 0 folds them into the run's own and removes them.
+"""What each of several hosts writes of one run: a part, which is a directory of the same form (``host0.part``, ...)
+inside the run's own. When every sample is there, host 0 folds the parts into the run's directory and removes them.
 
-A run that was broken off leaves them: the next one, on any number of hosts, folds them before it begins.
+A run that was broken off leaves its parts there. The next one, on any number of hosts, folds them before it begins.
 """
 
 import contextlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from jkv.errors import UserError
+from jkv.files.run_files import CONFIG, KEY_FIELDS, SAMPLES, SUMMARY, TIMINGS, TRACE, json_object, whole_lines
 from jkv.files.whole import SCRATCH
-from jkv.run.directory import CONFIG, SAMPLES, SUMMARY, TIMINGS, TRACE, RunDirectory, read_config
+from jkv.run.directory import RunDirectory, read_config
 
 Key = tuple[str, int]
-# In timings.json while parts are being folded: what of its figures is theirs.
+"""(id, sample): which sample a line belongs to."""
+# A key of timings.json while parts are being folded: the share of its figures that comes from the parts. A fold that is
+# broken off and repeated subtracts it, so that no time counts twice.
 _FOLDING = "folding"
 
 
 def part(path: pathlib.Path, host: int) -> pathlib.Path:
-    """Where a host writes, within the run's directory."""
+    """The directory that a host writes, within the run's directory ``path``."""
     return path / f"host{host}.part"
 
 
 def parts(path: pathlib.Path) -> list[pathlib.Path]:
-    """The parts that are there."""
+    """The parts that are in a run's directory, by host."""
     found = {p: re.fullmatch(r"host([0-9]+)\.part", p.name) for p in path.glob("host*.part") if (p / SAMPLES).is_file()}
     numbered = [(int(match[1]), p) for p, match in found.items() if match]
     return [p for _, p in sorted(numbered)]
 
 
 class Finished:
-    """(id, sample) of the finished samples in directories that others are writing. Reads only what is new.
+    """The finished samples in directories that other processes are writing.
 
-    keys: of all so far. A last line that is not whole yet is left for the next time.
+    Attributes:
+        keys: (id, sample) of all that were seen so far.
     """
 
     def __init__(self, *directories: pathlib.Path):
-        self._read = {directory / SAMPLES: 0 for directory in directories}
+        self._read = {directory / SAMPLES: 0 for directory in directories}  # bytes of each file read so far
         self.keys: set[Key] = set()
 
     def refresh(self) -> set[Key]:
-        """``keys``, after a look at the files."""
+        """Read what the files have gained, and return ``keys``. A last line that is not whole yet is left for later.
+
+        Raises:
+            UserError: a line is not a sample.
+        """
         for path, start in self._read.items():
             try:
                 with open(path, "rb") as file:
@@ -51,30 +58,39 @@ class Finished:
                     data = file.read()
             except FileNotFoundError:
                 continue
-            whole = data[: data.rfind(b"\n") + 1]
-            for line in whole.split(b"\n")[:-1]:
+            lines, rest = whole_lines(data)
+            for line in lines:
                 self.keys.add(_key(line, path))
-            self._read[path] = start + len(whole)
+            self._read[path] = start + len(data) - len(rest)
         return self.keys
 
 
 def _key(line: bytes, path: pathlib.Path) -> Key:
-    try:
-        row = json.loads(line.decode("utf-8"))
-        if type(row["id"]) is str and type(row["sample"]) is int:
-            return row["id"], row["sample"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        pass
-    mend = f"delete the line that begins with {line[:40].decode(errors='replace')!r}, or give a new --out"
-    raise UserError("holds what is not a sample", where=str(path), mend=mend)
+    """Whose line of samples.jsonl or trace.jsonl this is."""
+    row = json_object(line, KEY_FIELDS)
+    if row is None:
+        mend = f"delete the line that begins with {line[:40].decode(errors='replace')!r}, or give a new --out"
+        raise UserError("holds what is not a sample", where=str(path), mend=mend)
+    return row["id"], row["sample"]
 
 
 def fold(path: pathlib.Path, into: RunDirectory | None = None) -> str:
-    """Move what the parts in ``path`` hold into the run's own directory (``into``, if it is open), and remove them.
+    """Move what the parts in ``path`` hold into the run's own directory, and remove them.
 
-    To be called when nobody writes there. Where it is broken off, calling it again ends it: nothing is lost or there
-    twice. Time: hosts work side by side, so the longest of theirs counts; steps are of all rows, so their mean. Returns
-    what was repaired. Raises UserError if a part is of another config, damaged, or being written.
+    To be called when nobody writes there. If it is broken off, calling it again completes it: nothing is lost or there
+    twice. Hosts work side by side, so of their seconds the longest counts; a step is one of all rows, so of their steps
+    the mean counts.
+
+    Args:
+        path: the run's directory.
+        into: the same directory, if it is open already; it stays open.
+
+    Returns:
+        What was repaired, a line each; empty if nothing was.
+
+    Raises:
+        UserError: a part belongs to another config or is damaged.
+        BeingWritten: a part is open in another process.
     """
     there = parts(path)
     if not there:
@@ -82,7 +98,7 @@ def fold(path: pathlib.Path, into: RunDirectory | None = None) -> str:
     opened: list[RunDirectory] = []
     try:
         for directory in there:
-            if (directory / CONFIG).exists():  # else it ended before it began
+            if (directory / CONFIG).exists():  # without one the host ended before its run began
                 config = into.config if into is not None else read_config(directory)
                 opened.append(RunDirectory(directory, config))
         notices = [p.notice for p in opened if p.notice]
@@ -104,7 +120,7 @@ def fold(path: pathlib.Path, into: RunDirectory | None = None) -> str:
 
 
 def _remove(directory: pathlib.Path) -> None:
-    """A part's files, and the directory if nothing else is in it."""
+    """Remove a part's files, and the directory if nothing else is in it."""
     if not (directory / CONFIG).exists() and (directory / SAMPLES).stat().st_size:
         return
     for name in (SAMPLES, TRACE, SUMMARY, TIMINGS, CONFIG):
@@ -115,7 +131,8 @@ def _remove(directory: pathlib.Path) -> None:
 
 
 def _move(there: list[RunDirectory], run: RunDirectory) -> None:
-    taken: dict[Key, RunDirectory] = {}
+    """Append the parts' samples, evictions and times to the run's."""
+    taken: dict[Key, RunDirectory] = {}  # the part that each sample is taken from
     done, new = run.finished, []
     for directory in there:
         for row in directory.samples:
@@ -124,20 +141,20 @@ def _move(there: list[RunDirectory], run: RunDirectory) -> None:
                 taken[key] = directory
                 new.append(row)
     before = {name: value for name, value in run.timings.items() if name != _FOLDING}
-    mine = {name: max(part.timings[name] for part in there) for name in before}
-    mine["steps"] = sum(part.timings["steps"] for part in there) / len(there)
-    half_done: Any = run.timings.get(_FOLDING)
-    if half_done is not None:
-        before = {name: value - half_done.get(name, 0.0) for name, value in before.items()}
-    elif not new:  # all of it had been moved, and only removing the parts was left
+    of_parts = {name: max(part.timings[name] for part in there) for name in before}
+    of_parts["steps"] = sum(part.timings["steps"] for part in there) / len(there)
+    counted: Any = run.timings.get(_FOLDING)  # by a fold that was broken off
+    if counted is not None:
+        before = {name: value - counted.get(name, 0.0) for name, value in before.items()}
+    elif not new:  # an earlier fold had moved everything; only removing the parts is left
         return
-    timings = {name: value + mine[name] for name, value in before.items()}
-    run.adopt(new, _evictions(there, taken), {**timings, _FOLDING: mine})
-    run.settle(timings)
+    timings = {name: value + of_parts[name] for name, value in before.items()}
+    run.adopt(new, _evictions(there, taken), {**timings, _FOLDING: of_parts})
+    run.replace_timings(timings)
 
 
 def _evictions(there: list[RunDirectory], taken: dict[Key, RunDirectory]) -> Iterator[bytes]:
-    """Lines of the parts' traces, of samples that are taken from there."""
+    """Lines of the parts' traces, without newlines, of the samples that are taken from each."""
     for directory in there:
         path = directory.path / TRACE
         if path.exists():

@@ -1,4 +1,4 @@
-"""What a machine can't do, said in one line: too little memory, no kernel for it."""
+"""What this machine can't do, said in one line: too little memory for a run, or no kernel for its hardware."""
 
 import contextlib
 import os
@@ -11,7 +11,15 @@ from jkv.terminal.screen import human_bytes
 
 
 def check_memory(kv_bytes: int) -> None:
-    """Refuse a buffer that is larger than the machine. A CPU allocates it all the same and is killed for it."""
+    """Refuse a KV buffer that is larger than the machine's memory. A CPU would allocate it all the same, and the
+    operating system would kill the process when it is written.
+
+    Args:
+        kv_bytes: the buffer's size. Only checked on a CPU: an accelerator refuses the allocation itself.
+
+    Raises:
+        UserError: it doesn't fit.
+    """
     if jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if kv_bytes > there:
@@ -20,8 +28,8 @@ def check_memory(kv_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def mendable() -> Iterator[None]:
-    """Failures below the front door that a user can mend, as UserErrors: no kernel here, not enough memory."""
+def device_errors_as_user_errors() -> Iterator[None]:
+    """Turn failures of the block that a user can mend into UserErrors: no kernel for this hardware, out of memory."""
     try:
         yield
     except NotImplementedError as error:

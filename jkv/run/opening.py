@@ -1,8 +1,10 @@
-"""Before a run decodes: what can be refused without its weights is refused, then model, task and engine are opened."""
+"""Before a run decodes. `check` refuses what can be refused without reading weights; `open_run` then loads the model
+and the task and makes the engine."""
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from jkv.models.config import ModelConfig
 from jkv.policies import Context, Policy, Retention
 from jkv.run.engines import Engines, engine_key
 from jkv.run.identity import run_identity
-from jkv.run.limits import check_memory, mendable
+from jkv.run.limits import check_memory, device_errors_as_user_errors
 from jkv.run.summary import Facts
 from jkv.tasks import Problem, load_task
 from jkv.terminal.screen import Screen, busy
@@ -30,7 +32,13 @@ from jkv.terminal.screen import Screen, busy
 
 @dataclasses.dataclass(frozen=True)
 class AtHand:
-    """What an earlier run of this process has already: the model, the task's problems, compiled programs."""
+    """What this process has loaded already, so that a run need not read it again. None: the run reads or makes its own.
+
+    Attributes:
+        loaded: the model.
+        problems: of the task.
+        engines: the engine of the run before.
+    """
 
     loaded: Loaded | None = None
     problems: list[Problem] | None = None
@@ -39,14 +47,14 @@ class AtHand:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A run of which nothing has been read yet.
+    """A run whose configuration is checked, and of which no weights are read.
 
     Attributes:
         policy: with its options, not yet bound to a model.
-        dtype: of weights, activations and buffer.
-        mesh: this host's, None for one device.
+        dtype: of weights, activations and buffer, unless they are int8.
+        mesh: the devices of this host's replica of the model; None for one device.
         hosts: those that share the run, and how many of them hold the model together.
-        rows: of the batch, on this host's replica.
+        rows: rows of the batch on this host's replica.
     """
 
     policy: Policy
@@ -61,10 +69,14 @@ class Opened:
     """A run that is ready to decode.
 
     Attributes:
-        rule: the budget's words, resolved.
-        requests: of all samples, those that are finished included.
+        loaded: the model.
+        problems: the task's.
+        policy: bound to the model.
+        rule: how many slots stay at an eviction and which tokens are never evicted, with all defaults filled in.
+        engine: made for them.
+        requests: one for each sample of each problem, the finished ones included.
         identity: what must be the same to continue the run.
-        facts: what its summary says beside samples and times.
+        facts: what its summary says besides samples and times.
     """
 
     loaded: Loaded
@@ -73,15 +85,20 @@ class Opened:
     rule: Retention
     engine: Engine
     requests: list[Request]
-    identity: dict
+    identity: dict[str, Any]
     facts: Facts
 
 
 def check(config: DecodeConfig, loaded: Loaded | None, hosts: Hosts) -> Checked:
-    """Refuse whatever can be refused before weights are read, which for a large model takes minutes.
+    """Refuse what can be refused before weights are read, which takes minutes for a large model.
+
+    Args:
+        config: what to run.
+        loaded: the model, if it is loaded already.
+        hosts: those that share the run.
 
     Raises:
-        UserError: no such model or policy, a budget or a mesh that can't be.
+        UserError: there is no such model or policy, or the budget or the mesh is impossible.
     """
     if loaded is None:
         known_config(config.model)
@@ -95,9 +112,14 @@ def check(config: DecodeConfig, loaded: Loaded | None, hosts: Hosts) -> Checked:
 def open_run(config: DecodeConfig, checked: Checked, at_hand: AtHand) -> Opened:
     """Load the model and the task, make the engine, and check every request.
 
+    Args:
+        config: what to run.
+        checked: what `check` has made of it.
+        at_hand: what this process has loaded already.
+
     Raises:
-        UserError: a damaged checkpoint, a task that can't be read, a prompt that doesn't fit the budget, too little
-            memory.
+        UserError: the checkpoint is damaged, the task can't be read, a prompt doesn't fit the budget, or there is too
+            little memory.
     """
     mesh, rows = checked.mesh, checked.rows
     with busy(f"loading {config.model}", quiet=config.quiet):
@@ -111,9 +133,10 @@ def open_run(config: DecodeConfig, checked: Checked, at_hand: AtHand) -> Opened:
     rule = config.retention(policy, longest=longest)
     itemsize = np.dtype(jnp.dtype(checked.dtype)).itemsize
     check_memory(loaded.config.kv_bytes(rows, rule.budget, itemsize, config.kv))
-    with mendable():
-        engine = (at_hand.engines or Engines()).get(
-            engine_key(config, rule),
+
+    def make_engine() -> Engine:
+        """A new engine for this run."""
+        return Engine(
             loaded.model,
             policy=policy,
             rule=rule,
@@ -127,6 +150,9 @@ def open_run(config: DecodeConfig, checked: Checked, at_hand: AtHand) -> Opened:
             kv=config.kv,
             mesh=mesh,
         )
+
+    with device_errors_as_user_errors():
+        engine = (at_hand.engines or Engines()).get(engine_key(config, rule), make_engine)
     requests = []
     for problem in problems:
         for sample in range(config.samples):
@@ -143,15 +169,17 @@ def open_run(config: DecodeConfig, checked: Checked, at_hand: AtHand) -> Opened:
 
 
 def run_mesh(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | None:
-    """The mesh that ``--mesh`` names, or of several hosts that of this one's replica; said on stderr if it was chosen
-    here.
+    """The mesh that ``--mesh`` names. One that ``auto`` has chosen is printed on stderr.
 
     Args:
         config: the run's.
-        model: of ``config``, if it is at hand.
+        model: the config of its model; read if it isn't given.
+
+    Returns:
+        The mesh, of several hosts that of this host's replica of the model; None without ``--mesh``.
 
     Raises:
-        UserError: the model or the batch can't be divided so.
+        UserError: model or batch can't be divided so, or there are fewer devices.
     """
     if config.mesh is None:
         return None
@@ -169,6 +197,6 @@ def run_mesh(config: DecodeConfig, model: ModelConfig | None = None) -> Mesh | N
 
 
 def policy_context(config: DecodeConfig, loaded: Loaded) -> Context:
-    """What the run's policy is bound to."""
+    """What the run's policy is bound to: its model, and the file that ``--predictor`` names."""
     predictor = None if config.predictor is None else pathlib.Path(config.predictor).expanduser()
     return Context(loaded.config, loaded.tokenizer, loaded.path, predictor, loaded.model.dtype)

@@ -1,4 +1,4 @@
-"""The memory probe, end to end: read each probe within the budget, draw one token, count, write table and picture."""
+"""The memory probe, end to end: read each probe within the budget, draw one token, compare it, write table and picture."""
 
 import pathlib
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from jkv.config.probe import ProbeConfig
 from jkv.config.sweep import policy_entry
 from jkv.demo.probe import Probe, probes
 from jkv.engine.engine import Engine
@@ -19,15 +20,24 @@ from jkv.report.recall import Recall, write_recall
 from jkv.terminal.screen import Screen, busy
 
 
-def run_probe(config: Any) -> list[Recall]:
-    """Run a ProbeConfig; returns and writes each policy's recall. Raises UserError for what a user can mend."""
+def run_probe(config: ProbeConfig) -> list[Recall]:
+    """Run the probe and write its results to ``--out`` after each policy.
+
+    Returns:
+        The recall of the full cache, then of each policy.
+
+    Raises:
+        UserError: anything that a user can mend.
+        RuntimeError: the engine counted another number of evictions than `evictions_between` expects.
+    """
     for file in config.register or ():
         run_policy_file(file)
     with busy(f"loading {config.model}", quiet=False):
         loaded = load(config.model, "float32")
     asked = probes(config.probes, seed=config.seed)
     tokens = [_encode(loaded, probe) for probe in asked]
-    contestants: list[tuple[str, Policy, Retention, Any]] = [("full", Full(), Retention(600, 600), ())]
+    full = Retention(600, 600)  # no probe is so long
+    contestants: list[tuple[str, Policy, Retention, Any]] = [("full", Full(), full, ())]
     for entry in config.policies:
         label, policy, rule = _contestant(config, entry)
         bound, parameters = policy.bind(Context(loaded.config, loaded.tokenizer, loaded.path))
@@ -37,6 +47,7 @@ def run_probe(config: Any) -> list[Recall]:
 
     between = np.array([evictions_between(p.fact, p.length, config.budget, config.retain) for p in asked])
     results = []
+    assert config.out is not None  # ProbeConfig refuses that
     out = pathlib.Path(config.out).expanduser()
     with Progress(console=Screen(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(contestants) * len(asked))
@@ -48,8 +59,10 @@ def run_probe(config: Any) -> list[Recall]:
                 parameters=parameters,
             )  # fmt: skip
             for index, done in _read(engine, asked, tokens):
-                if policy.evicts and done.evictions != evictions_between(-1, asked[index].length, *_words(rule)):
-                    raise RuntimeError(f"{label}: {done.evictions} evictions, another number was expected")
+                if policy.evicts:
+                    expected = evictions_between(-1, asked[index].length, rule.budget, rule.retain)
+                    if done.evictions != expected:
+                        raise RuntimeError(f"{label}: {done.evictions} evictions, expected {expected}")
                 right[index] = loaded.tokenizer.decode(done.token_ids).strip() == asked[index].value
                 bar.advance(task)
             results.append(Recall(label, between, right))
@@ -58,26 +71,32 @@ def run_probe(config: Any) -> list[Recall]:
 
 
 def evictions_between(fact: int, length: int, budget: int, retain: int) -> int:
-    """Evictions after the token at position ``fact`` went in, while ``length`` tokens are read: the row is full before
-    token ``budget``, and then every ``budget - retain``."""
+    """Evictions between the moment a token is put into the buffer and the end of the text.
+
+    A row is full when ``budget`` tokens are in it and must evict before the next; after that it evicts once every
+    ``budget - retain`` tokens.
+
+    Args:
+        fact: position of the token; -1 counts all evictions.
+        length: tokens of the text.
+        budget: slots of the row.
+        retain: slots occupied right after an eviction.
+    """
     first = budget if fact < budget else budget + -(-(fact + 1 - budget) // (budget - retain)) * (budget - retain)
     return 0 if first >= length else 1 + (length - 1 - first) // (budget - retain)
-
-
-def _words(rule: Retention) -> tuple[int, int]:
-    return rule.budget, rule.retain
 
 
 def _encode(loaded: Loaded, probe: Probe) -> tuple[int, ...]:
     if loaded.tokenizer is None or "<think>" not in loaded.tokenizer.get_vocab():
         mend = "use demo-llama or demo-qwen"
-        raise UserError("the probe is written in the demo models' words, which this model doesn't know", mend=mend)
+        raise UserError("the probe is written in the demo models' vocabulary, which this model lacks", mend=mend)
     ids = tuple(loaded.tokenizer.encode(probe.text, add_special_tokens=False))
     assert len(ids) == probe.length
     return ids
 
 
-def _contestant(config: Any, entry: Any) -> tuple[str, Policy, Retention]:
+def _contestant(config: ProbeConfig, entry: Any) -> tuple[str, Policy, Retention]:
+    """The name, the policy and the budget of an entry of ``--policies``."""
     label, own = policy_entry(entry)
     policy = make_policy(own["policy"], own.get("options") or {})
     if not policy.evicts:
@@ -99,8 +118,8 @@ def _contestant(config: Any, entry: Any) -> tuple[str, Policy, Retention]:
 
 
 def _read(engine: Engine, asked: list[Probe], tokens: list[tuple[int, ...]]) -> Iterator[tuple[int, Completion]]:
-    """Each probe's one-token completion, as it comes, with its index."""
-    place = {probe.id: index for index, probe in enumerate(asked)}
+    """Each probe's completion of one token, with the probe's index, in the order of finishing."""
+    index_of = {probe.id: index for index, probe in enumerate(asked)}
     for event in engine.run([Request(p.id, ids, 1) for p, ids in zip(asked, tokens, strict=True)]):
         if isinstance(event, Completion):
-            yield place[event.request.id], event
+            yield index_of[event.request.id], event

@@ -1,4 +1,4 @@
-"""The live lines of a run on stderr: samples done, rows at work, tokens/s, slots in use, KV memory."""
+"""The progress of a run on stderr."""
 
 import time
 from collections.abc import Iterable
@@ -14,8 +14,11 @@ _LOG_EVERY_S = 10.0
 
 
 class LiveProgress:
-    """Samples done, rows at work, tokens a second, slots in use, KV memory beside the full cache's. On stderr; where
-    that is no terminal, a plain line at the start and then every ten seconds."""
+    """Shows samples done, active rows, tokens/s, occupied slots, and KV memory compared with the full cache's.
+
+    A context manager. On a terminal it is a bar with a line below it; elsewhere a plain line at the start and then at
+    most one every ten seconds.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,15 @@ class LiveProgress:
         quiet: bool,
         above: RenderableType | None = None,
     ):
+        """
+        Args:
+            total: samples to finish.
+            slots: KV slots of all rows.
+            kv_bytes: bytes of the KV buffer.
+            kv_bytes_full: bytes that it would take if nothing were evicted.
+            quiet: show nothing.
+            above: stands over the bar on a terminal.
+        """
         self.console = Screen(stderr=True, quiet=quiet, highlight=False, markup=False)
         self.memory = f"KV {human_bytes(kv_bytes)} (full cache {human_bytes(kv_bytes_full)})"
         self.total, self.slots, self.done = total, slots, 0
@@ -45,24 +57,24 @@ class LiveProgress:
         self.bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def compiling(self) -> None:
-        """Say so where there is no live line: of a large model it takes minutes."""
+        """Print, where there is no bar, that the programs are being compiled, which takes minutes for a large model."""
         self._log(f"compiling, {self.memory}")
 
     def start_clock(self) -> None:
-        """Compilation is over: tokens a second count from here."""
+        """Count tokens/s from now on, when compilation is over."""
         self.started = time.perf_counter()
 
     def sample_done(self, count: int = 1) -> None:
-        """More samples are finished."""
+        """Count ``count`` more finished samples."""
         self.done += count
         self.bar.update(self.task, completed=self.done)
 
     def tick(self, progress: events.Progress) -> None:
-        """After a call of the device."""
+        """Show where the run stands after a call of the decode program."""
         rate = progress.tokens / max(time.perf_counter() - self.started, 1e-9)
         rows = f"{progress.active_rows} row{'' if progress.active_rows == 1 else 's'}"
         self.bar.below = (
@@ -71,6 +83,7 @@ class LiveProgress:
         self._log(self.bar.below)
 
     def _log(self, what: str) -> None:
+        """Print a plain line, unless there is a bar or the last line is too recent."""
         now = time.perf_counter()
         if not self.live and now - self.last_log > _LOG_EVERY_S:
             self.last_log = now
@@ -78,12 +91,13 @@ class LiveProgress:
 
 
 class _Bar(Progress):
-    """A progress bar with a text below it, which wraps on a narrow terminal, and whatever is to stand above."""
+    """A progress bar with a line of text below it, which wraps on a narrow terminal, and something above it."""
 
     above: RenderableType | None = None
     below = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """What rich draws, from top to bottom."""
         if self.above is not None:
             yield self.above
         yield from super().get_renderables()

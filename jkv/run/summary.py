@@ -1,4 +1,4 @@
-"""summary.json: what a run's samples and times add up to."""
+"""The contents of summary.json: what a run's samples and times add up to."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,16 +10,19 @@ from jkv.config.decode import DecodeConfig
 from jkv.policies import Policy, Retention
 from jkv.report.accuracy import accuracy
 
+Summary = dict[str, Any]
+"""JSON values, with the keys of `summarise`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a summary says beside samples and times. Bytes are of all rows, on all hosts.
+    """What a summary says besides samples and times.
 
     Attributes:
-        kv_bytes: of the KV buffer.
-        kv_bytes_full: of the buffer that the full cache would take, in the same form.
-        device: its kind.
-        mesh: as ``--mesh`` takes it, None without one.
+        kv_bytes: bytes of the KV buffer, over all rows and hosts.
+        kv_bytes_full: bytes that a buffer of the same data type would take if nothing were evicted.
+        device: the kind of device, as JAX names it.
+        mesh: its sizes as ``--mesh`` takes them; None without one.
     """
 
     kv_bytes: int
@@ -36,9 +39,22 @@ def summarise(
     timings: dict[str, float],
     facts: Facts,
     recompiles: int,
-) -> dict[str, Any]:
-    """The summary of a run whose samples are all there. Raises RuntimeError if its figures can't be right."""
-    # In an order of their own, so that no mean's last digit depends on what finished first.
+) -> Summary:
+    """The summary of a finished run.
+
+    Args:
+        config: what was run.
+        policy: bound to the model.
+        rule: the budget, with all defaults filled in.
+        samples: rows of samples.jsonl, at least one, in any order.
+        timings: seconds (``wall``, ``compile``, ``decode``) and decode steps (``steps``) over all sessions.
+        facts: what is known besides.
+        recompiles: how often the decode program was compiled again.
+
+    Raises:
+        RuntimeError: sequences outgrew the budget and no eviction was counted.
+    """
+    # Sorted, so that the last digit of a mean doesn't depend on which sample finished first.
     rows = sorted(samples, key=lambda row: (row["id"], row["sample"]))
     tokens = sum(len(row["token_ids"]) for row in rows)
     evictions = sum(row["evictions"] for row in rows)

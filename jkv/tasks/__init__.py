@@ -1,4 +1,4 @@
-"""Tasks: where prompts come from, and how an answer is found in a completion and graded."""
+"""Tasks: problems with their prompts as token ids and their reference answers. ``jkv.grading`` grades the answers."""
 
 from jkv.tasks.load import load_task
 from jkv.tasks.problem import Problem

@@ -1,9 +1,10 @@
-"""Rows of a benchmark's data set, by the ``datasets`` library: from the hub, or from files in the same columns."""
+"""The rows of a benchmark's data set, read with the ``datasets`` library from the Hugging Face Hub or from files."""
 
 import glob
 import os
 import pathlib
 import tempfile
+import types
 from typing import Any
 
 from jkv.errors import UserError
@@ -14,9 +15,18 @@ VARIABLE = "JKV_DATA"
 
 
 def read(name: str, source: Benchmark, file: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
-    """All rows, and what to call their place in messages. ``file``: the benchmark's YAML file.
+    """Read all rows: from the file that the YAML names, else from JKV_DATA, else from the Hub.
 
-    Raises UserError if they can't be had.
+    Args:
+        name: of the benchmark; the name of its file or folder in JKV_DATA.
+        source: the benchmark's YAML file, parsed.
+        file: the path of that YAML file; ``source.data`` is relative to its folder.
+
+    Returns:
+        The rows, and where they come from (a path, or the data set's name on the Hub) for error messages.
+
+    Raises:
+        UserError: the file, the folder or the data set is missing or can't be read.
     """
     if source.data is not None:
         path = file.parent / source.data
@@ -36,7 +46,8 @@ def _local(name: str) -> pathlib.Path | None:
     if not folder:
         return None
     if not pathlib.Path(folder).is_dir():
-        raise UserError("no such directory", where=f"{VARIABLE}={folder}", mend="name one, or unset the variable")
+        mend = "name an existing directory, or unset the variable"
+        raise UserError("no such directory", where=f"{VARIABLE}={folder}", mend=mend)
     places = [pathlib.Path(folder) / (name + suffix) for suffix in (*_BUILDERS, "")]
     return next((place for place in places if place.exists()), None)
 
@@ -45,9 +56,10 @@ def _read_files(path: pathlib.Path) -> list[dict[str, Any]]:
     kinds = ", ".join(_BUILDERS)
     files = sorted(p for p in path.rglob("*") if p.suffix in _BUILDERS) if path.is_dir() else [path]
     if len({p.suffix for p in files}) != 1 or files[0].suffix not in _BUILDERS:
-        raise UserError(f"is no file or directory of one of {kinds}", where=str(path), mend="convert it to one of them")
+        what = f"is not a file or a directory of files of one of the kinds {kinds}"
+        raise UserError(what, where=str(path), mend="convert it to one of them")
     datasets = _datasets()
-    # A cache of its own, gone afterwards: nothing is read that an earlier file of this name left behind.
+    # A temporary cache, so that datasets can't return what it cached for an earlier file of the same name.
     with tempfile.TemporaryDirectory() as cache:
         try:
             found = datasets.load_dataset(
@@ -57,7 +69,7 @@ def _read_files(path: pathlib.Path) -> list[dict[str, Any]]:
                 cache_dir=cache,
             )
             return [dict(row) for row in found]
-        except Exception as error:  # pyarrow, pandas and datasets each have their own
+        except Exception as error:  # pyarrow, pandas and datasets each raise exceptions of their own
             cause = error.__cause__ or error
             raise UserError(f"can't be read ({_reason(cause)})", where=str(path), mend="save it again") from None
 
@@ -67,15 +79,15 @@ def _fetch(name: str, source: Benchmark) -> list[dict[str, Any]]:
     try:
         found = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
         return [dict(row) for row in found]
-    except Exception as error:  # offline, absent, gated, another layout: as many exception types as causes
-        what = f"{name} can't be had from the hub: {source.hub} ({_reason(error)})"
+    except Exception as error:  # offline, absent, gated, changed layout: each raises another type
+        what = f"{name} can't be loaded from the hub: {source.hub} ({_reason(error)})"
         terms = f"accept its terms at https://huggingface.co/datasets/{source.hub} and log in with hf auth login"
-        here = f"put {name}.jsonl (or .csv, .parquet) into a directory and set {VARIABLE} to that"
-        mend = f"{terms if source.gated else 'check the network'}, or {here}"
+        local = f"put {name}.jsonl (or .csv, .parquet) into a directory and set {VARIABLE} to its path"
+        mend = f"{terms if source.gated else 'check the network'}, or {local}"
         raise UserError(what, where="--task", mend=mend) from None
 
 
-def _datasets() -> Any:
+def _datasets() -> types.ModuleType:
     import datasets
 
     datasets.disable_progress_bars()

@@ -1,27 +1,36 @@
-"""Problems from a JSONL file: {"id", one of "prompt" | "messages" | "prompt_ids", optional "answer", "grading"} a line.
+"""Problems from a JSONL file, one JSON object a line.
 
-grading: exact (the same text, the default), math (the same mathematics) or letter (the choice of that letter).
+Fields: ``id``, a prompt given as one of ``prompt``, ``messages`` and ``prompt_ids``, and optionally ``answer`` and
+``grading``: exact (the same text, the default), math (the same mathematics) or letter (the letter of the right choice).
 """
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jkv.errors import UserError
 from jkv.tasks.problem import GRADINGS, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROMPTS = ("prompt", "messages", "prompt_ids")
 FIELDS = ("id", *PROMPTS, "answer", "grading")
 
 
-def read_jsonl(path: pathlib.Path, tokenizer: Any) -> list[Problem]:
-    """All rows, checked. Raises UserError with the line number of the first that is wrong.
+def read_jsonl(path: pathlib.Path, tokenizer: "PreTrainedTokenizerBase | None") -> list[Problem]:
+    """Read and check all rows. Blank lines are skipped.
 
-    prompt: text, encoded as it is (no special tokens are added).  messages: through the chat template.  prompt_ids:
-    token ids.
+    Args:
+        path: the file, in UTF-8.
+        tokenizer: encodes ``prompt`` as it is (no special tokens are added) and ``messages`` through its chat template.
+            None if the model has no tokenizer: then only ``prompt_ids`` without an answer are accepted.
+
+    Raises:
+        UserError: the file or a row is missing or wrong; names the first wrong line.
     """
     try:
-        # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
+        # Not splitlines(): it also splits at U+2028 and others, which JSON strings may hold unescaped.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), mend="give demo or an existing FILE.jsonl") from None
@@ -35,7 +44,7 @@ def read_jsonl(path: pathlib.Path, tokenizer: Any) -> list[Problem]:
         where = f"{path}:{number}"
         problem = _problem(_row(line, where), where, tokenizer)
         if problem.id in first_line:
-            mend = "give each row an id of its own"
+            mend = "give each row a different id"
             raise UserError(f"id {problem.id!r} is also on line {first_line[problem.id]}", where=where, mend=mend)
         first_line[problem.id] = number
         problems.append(problem)
@@ -47,14 +56,16 @@ def read_jsonl(path: pathlib.Path, tokenizer: Any) -> list[Problem]:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # a number of over 4300 digits is a bare ValueError
+    except (ValueError, RecursionError) as error:  # a number of over 4300 digits raises a plain ValueError
         raise UserError(f"not JSON ({error})", where=where, mend="write one JSON object a line") from None
     if not isinstance(row, dict):
-        raise UserError(f"a {type(row).__name__}, not an object", where=where, mend="write one JSON object a line")
+        what = f"is a {type(row).__name__}, not an object"
+        raise UserError(what, where=where, mend="write one JSON object a line")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise UserError("holds half a surrogate pair", where=where, mend="write whole characters") from None
+        what = "has half of a surrogate pair, which is no character"
+        raise UserError(what, where=where, mend="write the whole pair") from None
     unknown = sorted(set(row) - set(FIELDS))
     if unknown:
         raise UserError(f"unknown field {unknown[0]!r}", where=where, mend=f"fields are {', '.join(FIELDS)}")
@@ -72,7 +83,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _problem(row: dict[str, Any], where: str, tokenizer: Any) -> Problem:
+def _problem(row: dict[str, Any], where: str, tokenizer: "PreTrainedTokenizerBase | None") -> Problem:
     answer = row.get("answer")
     if answer is not None and tokenizer is None:
         mend = "add its tokenizer, or leave the answer out"
@@ -85,9 +96,26 @@ def _problem(row: dict[str, Any], where: str, tokenizer: Any) -> Problem:
 
 
 def prompt_ids(
-    row: dict[str, Any], where: str, tokenizer: Any, *, mend: str = "give prompt or prompt_ids"
+    row: dict[str, Any],
+    where: str,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    mend: str = "give prompt or prompt_ids",
 ) -> list[int]:
-    """Token ids of the prompt a row gives in one of three ways. ``mend``: what helps without a chat template."""
+    """Token ids of a row's prompt.
+
+    Args:
+        row: has one of ``prompt_ids``, ``prompt`` and ``messages``.
+        where: the row's place, for error messages.
+        tokenizer: None is an error, but for ``prompt_ids``.
+        mend: what the error advises if the tokenizer has no chat template.
+
+    Returns:
+        The ids; empty for an empty prompt.
+
+    Raises:
+        UserError: the field has the wrong type, or the tokenizer or its chat template is missing or fails.
+    """
     if "prompt_ids" in row:
         ids = row["prompt_ids"]
         if not isinstance(ids, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
@@ -110,8 +138,8 @@ def prompt_ids(
     if not tokenizer.chat_template:
         raise UserError("the model's tokenizer has no chat template", where=where, mend=mend)
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template comes with the checkpoint and may fail in any way
+        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # the template is the checkpoint's and may raise anything
         raise UserError(
             f"the chat template refuses the messages ({error})", where=where, mend="check the roles"
         ) from None

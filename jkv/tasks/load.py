@@ -1,7 +1,7 @@
-"""Find a task by name: the demo, a benchmark, or a JSONL or YAML file."""
+"""Load a task by its name: the demo, a shipped benchmark, or a JSONL or YAML file."""
 
 import pathlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jkv.errors import UserError
 from jkv.tasks.benchmark import read_benchmark
@@ -9,21 +9,26 @@ from jkv.tasks.jsonl import read_jsonl
 from jkv.tasks.problem import Problem
 from jkv.tasks.spec import BENCHMARKS, SHIPPED, read_yaml
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 DEMO_PROBLEMS = 64
 
 
-def load_task(name: str, tokenizer: Any, *, model: str, limit: int | None, seed: int = 0) -> list[Problem]:
-    """Problems of a task, encoded with a model's tokenizer.
+def load_task(
+    name: str, tokenizer: "PreTrainedTokenizerBase | None", *, model: str, limit: int | None, seed: int = 0
+) -> list[Problem]:
+    """Load the problems of a task and encode their prompts with a model's tokenizer.
 
     Args:
-        name: demo, a benchmark, a FILE.jsonl or a FILE.yaml.
-        tokenizer: a transformers tokenizer, None for a model that has none.
-        model: what the model is called, for messages.
-        limit: problems at most.
-        seed: chooses the demo's problems; those of seed 0 are for evaluation.
+        name: demo, the name of a benchmark, a FILE.jsonl or a FILE.yaml.
+        tokenizer: None for a model that has none; then only prompts given as token ids can be read.
+        model: the model's name, for error messages.
+        limit: at most so many problems; None: all (of the demo: DEMO_PROBLEMS).
+        seed: chooses the demo's problems (other tasks ignore it); seed 0 has those of the evaluation.
 
     Raises:
-        UserError: there is no such task, it can't be read, or the model can't read it.
+        UserError: there is no such task, its data can't be read, or the model can't encode it.
     """
     kind = task_kind(name)
     if kind == "demo":
@@ -34,7 +39,7 @@ def load_task(name: str, tokenizer: Any, *, model: str, limit: int | None, seed:
 
 
 def count_problems(name: str, limit: int | None) -> int | None:
-    """How many problems a task has, without a tokenizer and without a network; None if that isn't known.
+    """Count a task's problems without a tokenizer and without a network; None if the number is unknown.
 
     Raises:
         UserError: there is no such task, or its file can't be read.
@@ -53,7 +58,11 @@ def count_problems(name: str, limit: int | None) -> int | None:
 
 
 def task_kind(name: str) -> Literal["demo", "benchmark", "rows"]:
-    """What a task's name means. Raises UserError if it means nothing."""
+    """Which kind of task a name stands for: 'rows' is a FILE.jsonl.
+
+    Raises:
+        UserError: it is neither demo, a benchmark, a FILE.jsonl nor a FILE.yaml.
+    """
     suffix = pathlib.Path(name).suffix
     if name == "demo":
         return "demo"
@@ -65,12 +74,12 @@ def task_kind(name: str) -> Literal["demo", "benchmark", "rows"]:
     raise UserError(f"no task {name!r}", where="--task", mend=mend)
 
 
-def _demo(tokenizer: Any, model: str, n: int, seed: int) -> list[Problem]:
+def _demo(tokenizer: "PreTrainedTokenizerBase | None", model: str, n: int, seed: int) -> list[Problem]:
     from jkv.demo.task import problems
 
     if tokenizer is None or "<think>" not in tokenizer.get_vocab():
         raise UserError(
-            f"the demo task is written in the demo models' words, which {model} doesn't know",
+            f"the demo task uses the demo models' vocabulary, which {model} doesn't have",
             where="--task",
             mend="use demo-llama or demo-qwen, or give another --task",
         )

@@ -1,4 +1,4 @@
-"""One problem as the engine and the grader need it."""
+"""A problem: what the engine decodes and the grader grades."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -9,10 +9,15 @@ GRADINGS = get_args(Grading)
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A prompt in token ids, as it enters the model, and the reference answer if there is one.
+    """A prompt and its reference answer.
 
-    where: the file and line it came from, for error messages.
-    grading: exact is the same text up to white space, math the same mathematics, letter the choice of that letter.
+    Attributes:
+        id: unique within its task.
+        prompt_ids: token ids, as they enter the model.
+        answer: the reference answer; None if there is none, then nothing is graded.
+        where: the file and line it came from, for error messages.
+        grading: how an answer is compared: exact is the same text up to white space, math the same mathematics, letter
+            the letter of the right choice.
     """
 
     id: str

@@ -1,1 +1,1 @@
-"""How a command talks: flags, screen, signals, and what a failure looks like."""
+"""How a command meets its user: flags, the screen, signals, and the exit code and last line after a failure."""

@@ -1,4 +1,7 @@
-"""Command-line flags and YAML from a frozen dataclass: one flag a field, ``--config FILE.yaml`` with the same names."""
+"""A command's configuration, a frozen dataclass, from command-line flags, a YAML file or Python's keyword arguments.
+
+There is one flag for each field, with ``-`` for ``_``; ``--config FILE.yaml`` names a file with the same names.
+"""
 
 import argparse
 import os
@@ -17,9 +20,10 @@ _C = TypeVar("_C")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError."""
+    """An ArgumentParser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse for wrong arguments, where it would print its usage and exit."""
         raise UserError(message)
 
 
@@ -33,22 +37,26 @@ def parse(
     like: type | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> _C:
-    """An instance of ``cls`` from flags; flags override the YAML file of ``--config``, which overrides the defaults.
+    """A configuration from flags. They override the YAML file of ``--config``, which overrides the defaults.
 
     Args:
         cls: a dataclass with fields of type str, int, float, bool, Literal, list[str], dict[str, Any] (on the command
-            line NAME=VALUE pairs), or one of these | None. The docstring under a field is its help text.
+            line NAME=VALUE pairs), or one of these | None. The docstring under a field is its help text; defaults
+            other than None and False are added to it.
         argv: the arguments, None for those of this process.
-        prog: what the command is called in its help.
+        prog: the command's name in its help.
         description: the help's first lines.
-        positional: a field, of list[str], that takes the arguments without a flag.
-        like: another dataclass, whose docstrings serve fields that have none of their own.
-        groups: titles of the help's sections, and the fields in each; the others come first.
+        positional: a field of type list[str] that takes the arguments without a flag.
+        like: another dataclass. A field without a docstring has that of its field of the same name.
+        groups: titles of the help's sections, and the fields in each. Fields in no section come first.
+
+    Returns:
+        The instance. Flags that are not given leave the file's value or the default.
 
     Raises:
         UserError: an unknown name or a wrong value, in one line.
     """
-    # Only flags that are given leave a trace, so that they alone override the file.
+    # SUPPRESS: flags that are not given don't appear among the results, so only given ones override the file.
     parser = Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE.yaml", help="the flags below as 'name: value'; flags override it")
     kinds, texts = get_type_hints(cls), field_help(cls, like)
@@ -61,7 +69,7 @@ def parse(
     flags = vars(parser.parse_args(argv))
 
     values = _from_file(flags.pop("config", None), kinds)
-    for name, value in flags.items():  # text, which strict=False reads
+    for name, value in flags.items():  # text: strict=False lets pydantic turn it into numbers
         if _is(dict, kinds[name]):
             value = _pairs(value, "--" + name.replace("_", "-"))
         values[name] = _checked(kinds[name], value, "--" + name.replace("_", "-"), strict=False)
@@ -69,7 +77,15 @@ def parse(
 
 
 def field_help(cls: type, like: type | None = None) -> dict[str, str]:
-    """The docstring under each field of a dataclass, in one line; that of ``like``'s field where it has none."""
+    """The docstring under each field of a dataclass, in one line, by the field's name.
+
+    Args:
+        cls: the dataclass.
+        like: another one, whose docstrings stand in for missing ones.
+
+    Raises:
+        KeyError: a field has a docstring in neither.
+    """
     inherited = {} if like is None or like is cls else field_help(like)
     own = {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse_from_object(cls).params}
     return {name: own.get(name) or inherited[name] for name in get_type_hints(cls)}
@@ -84,7 +100,7 @@ def _add_flag(
     if positional:
         section.add_argument(name, help=text, nargs="*", metavar=name.upper().removesuffix("S"))
         return
-    choices = [word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str)]
+    choices = [value for part in (kind, *get_args(kind)) for value in get_args(part) if isinstance(value, str)]
     options: dict[str, Any] = {"choices": choices or None}
     if kind in (bool, bool | None):
         options = {"action": argparse.BooleanOptionalAction}
@@ -93,13 +109,20 @@ def _add_flag(
     section.add_argument("--" + name.replace("_", "-"), help=text, **options)
 
 
-def from_arguments(cls: type[_C], words: Mapping[str, Any], *, config: str | os.PathLike[str] | None = None) -> _C:
-    """An instance of ``cls`` from keyword arguments of Python, named as the flags are with _ for -; they override the
-    YAML file ``config``. Paths and tuples may stand for strings and lists. Raises UserError as ``parse`` does.
+def from_arguments(cls: type[_C], arguments: Mapping[str, Any], *, config: str | os.PathLike[str] | None = None) -> _C:
+    """A configuration from keyword arguments of Python. They override the YAML file, which overrides the defaults.
+
+    Args:
+        cls: the dataclass, as for `parse`.
+        arguments: values by field. A path is taken for a string, a tuple for a list.
+        config: a YAML file.
+
+    Raises:
+        UserError: an unknown name or a wrong value, in one line.
     """
     kinds = get_type_hints(cls)
     values = _from_file(None if config is None else os.fspath(config), kinds)
-    for name, value in words.items():
+    for name, value in arguments.items():
         if name not in kinds:
             raise UserError(f"unknown argument {name!r}", mend=f"names are config, {', '.join(kinds)}")
         values[name] = _checked(kinds[name], _plain(value), name, strict=False)
@@ -107,6 +130,7 @@ def from_arguments(cls: type[_C], words: Mapping[str, Any], *, config: str | os.
 
 
 def _plain(value: Any) -> Any:
+    """A value as YAML would give it: strings for paths, lists for tuples."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
@@ -115,7 +139,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_file(file: str | None, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """What a YAML file sets, checked."""
+    """The values that a YAML file sets, checked."""
     values: dict[str, Any] = {}
     for name, value in ({} if file is None else _read(file)).items():
         if name not in kinds:
@@ -129,12 +153,13 @@ def _is(container: type, kind: Any) -> bool:
     return any(get_origin(part) is container for part in (kind, *get_args(kind)))
 
 
-def _pairs(words: list[str], where: str) -> dict[str, str]:
+def _pairs(texts: list[str], where: str) -> dict[str, str]:
+    """['a=1', 'b=2'] -> {'a': '1', 'b': '2'}."""
     pairs: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UserError(f"{word!r} is no NAME=VALUE", where=where)
+            raise UserError(f"{text!r} is no NAME=VALUE", where=where)
         if name in pairs:
             raise UserError(f"{name} is set twice", where=where)
         pairs[name] = value
@@ -152,7 +177,7 @@ def _read(file: str) -> dict[str, Any]:
     try:
         with open(shipped.find(file), encoding="utf-8") as stream:
             values = yaml.load(stream, _Loader)
-    except Exception as error:  # beside its own errors PyYAML lets out ValueError, KeyError, IndexError, RecursionError
+    except Exception as error:  # PyYAML's own, and ValueError, KeyError, IndexError, RecursionError, which it lets out
         raise UserError(f"can't be read ({error})", where=file) from None
     if not isinstance(values, dict | None):
         raise UserError(f"holds {reprlib.repr(values)}, not one 'name: value' a line", where=file)
@@ -160,9 +185,11 @@ def _read(file: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads '-' in a name as '_' and refuses a name that is set twice: YAML forbids it, PyYAML takes the last."""
+    """Reads '-' in a name as '_' and refuses a name that is set twice, as YAML 1.2 demands (section 3.2.1.1); PyYAML
+    takes the last."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Called by PyYAML for each mapping."""
         mapping = {}
         for (at, _), (key, value) in zip(node.value, self.construct_pairs(node, deep=True), strict=True):
             name = str(key).replace("-", "_")

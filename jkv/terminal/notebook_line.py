@@ -1,4 +1,4 @@
-"""What a run says of its progress in a notebook: one line, written over, and gone when the run is done."""
+"""The progress of a run in a notebook: one line, replaced by each new one, and removed when the run is done."""
 
 import contextlib
 import io
@@ -7,25 +7,25 @@ from typing import Any
 
 
 class StatusLine(io.TextIOBase):
-    """A stream of which a notebook shows the last line only."""
+    """A text stream of which a notebook shows only the last line written."""
 
     def __init__(self):
-        self._handle: Any = None
+        self._handle: Any = None  # IPython's DisplayHandle, from the first line on
 
     def write(self, text: str) -> int:
-        """Show the last line of ``text``."""
+        """Show the last line of ``text``. Returns the characters taken, all of them."""
         if lines := text.strip().splitlines():
             self._show(lines[-1])
         return len(text)
 
     def clear(self) -> None:
-        """Show nothing; what is written next gets a place of its own."""
+        """Remove the line. The next one appears below what the notebook has shown since."""
         if self._handle is not None:
             self._show("")
             self._handle = None
 
     def _show(self, line: str) -> None:
-        from IPython.display import display  # pyright: ignore[reportMissingImports] (there where a notebook is)
+        from IPython.display import display  # pyright: ignore[reportMissingImports] (every notebook has it)
 
         bundle = {"text/plain": line}
         if self._handle is None:
@@ -39,7 +39,7 @@ LINE = StatusLine()
 
 @contextlib.contextmanager
 def status_line() -> Iterator[None]:
-    """After the block, what it said of its progress is gone."""
+    """Remove the progress line of the block when it ends."""
     try:
         yield
     finally:

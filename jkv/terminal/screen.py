@@ -1,4 +1,4 @@
-"""The console of a command: it leaves closed pipes to the command, and says what it is waiting for."""
+"""The console of a command, and what it shows while something takes long."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,23 +12,28 @@ from jkv.terminal.text import visible
 
 
 class Screen(Console):
-    """A console that leaves a closed pipe to the command, which ends quietly (rich would exit with code 1).
+    """A rich Console with two differences.
 
-    In a notebook, what goes to stderr is one line that is written over.
+    A closed pipe raises BrokenPipeError, for which `jkv.terminal.command` ends quietly; rich would exit with code 1.
+    In a notebook, text for stderr goes to a single line (`jkv.terminal.notebook_line`).
     """
 
     def __init__(self, **settings: Any):
+        """
+        Args:
+            settings: as for rich's Console.
+        """
         if settings.get("stderr") and Console().is_jupyter:
             settings |= {"file": cast(IO[str], LINE), "force_jupyter": False, "force_terminal": False}
         super().__init__(**settings)
 
     def on_broken_pipe(self) -> None:
-        """Called by rich while it handles the BrokenPipeError."""
+        """Called by rich while it handles a BrokenPipeError, which is raised again."""
         raise
 
 
 def human_bytes(n: int | float) -> str:
-    """1536 -> '1.5 KiB'."""
+    """1536 -> '1.5 KiB'. GiB is the largest unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024 or unit == "GiB":
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
@@ -38,7 +43,12 @@ def human_bytes(n: int | float) -> str:
 
 @contextlib.contextmanager
 def busy(what: str, *, quiet: bool) -> Iterator[None]:
-    """While the block runs, a terminal shows ``what``: reading a large model takes minutes."""
+    """While the block runs, a terminal shows a spinner.
+
+    Args:
+        what: the text beside it, such as 'loading demo-llama'.
+        quiet: show nothing.
+    """
     screen = Screen(stderr=True, quiet=quiet)
     with contextlib.ExitStack() as stack:
         if screen.is_terminal and not screen.is_dumb_terminal and not quiet:

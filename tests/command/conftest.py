@@ -10,8 +10,8 @@ import pytest
 from jkv import decode
 from jkv.demo import tokenizer
 from jkv.terminal import command as cli
-from tests.compilation import quick_compilation as quick_compilation
-from tests.tiny import FAMILY, prompts
+from tests.support.compilation import quick_compilation as quick_compilation
+from tests.support.tiny import FAMILY, prompts
 
 
 class Result(NamedTuple):

@@ -15,7 +15,7 @@ from jkv.policies import Needs, Policy, policy_names
 from jkv.terminal.notebook_line import LINE, StatusLine
 from jkv.terminal.screen import Screen
 from tests.command.conftest import read_jsonl
-from tests.tiny import prompts
+from tests.support.tiny import prompts
 
 WORDS = {"policy": "window", "budget": 32, "max_new_tokens": 48, "ignore_eos": True, "batch_size": 2}
 

@@ -88,7 +88,7 @@ BUDGETS = {
     "task": (["--task", "demo2"], "--task: no task 'demo2'"),
     "benchmark": (["--task", "aime24"], "--task: "),
     "task file": (["--task", "absent.jsonl"], "absent.jsonl: no such file"),
-    "demo task": (["--task", "demo"], "--task: the demo task is written in the demo models' words"),
+    "demo task": (["--task", "demo"], "--task: the demo task uses the demo models' vocabulary"),
     "implementation": (["--implementation", "pallas"], "--implementation: "),
 }
 
@@ -132,7 +132,7 @@ ROWS = {
     "messages is text": ({"id": "b", "messages": "hi"}, "messages must be a list of {role, content}"),
     "answer": ({"id": "b", "prompt_ids": IDS, "answer": ["1"]}, "answer must be a string or a number"),
     "duplicate": ({"id": "a", "prompt_ids": IDS}, "id 'a' is also on line 1"),
-    "half a character": ('{"id": "b", "prompt": "\\ud800"}', "holds half a surrogate pair"),
+    "half a character": ('{"id": "b", "prompt": "\\ud800"}', "has half of a surrogate pair"),
 }
 
 

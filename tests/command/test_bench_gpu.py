@@ -84,7 +84,7 @@ def test_record_of_another_run_is_refused_and_skipped_cells_are_tried_again(tmp_
     with pytest.raises(UserError, match="device differ"):
         Record(file, {"device": "b", "date": "1"}, 60.0)
     file.write_text("[]")
-    with pytest.raises(UserError, match="is no record"):
+    with pytest.raises(UserError, match="is not a record"):
         Record(file, {}, 60.0)
 
 

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 import jkv.models.query_statistics
 import jkv.run.calibrate
 from jkv import calibrate
+from jkv.config.calibrate import CalibrateConfig
 from jkv.terminal import command as cli
 from tests.command.conftest import Result, read_jsonl
-from tests.tiny import FAMILY, Tiny
+from tests.support.tiny import FAMILY, Tiny
 
 FILE = "query_statistics.safetensors"
 LLAMA, QWEN2, YARN, QWEN3 = FAMILY[0], FAMILY[2], FAMILY[3], FAMILY[4]
@@ -83,7 +84,7 @@ def test_statistics_are_those_of_transformers(measure, tiny_model, tmp_path):
 def measured(tiny, task, tmp_path_factory):
     """The tiny model with its statistics beside it."""
     model = shutil.copytree(tiny, tmp_path_factory.mktemp("measured") / "model")
-    calibrate.calibrate(calibrate.CalibrateConfig(str(model), task=str(task), max_new_tokens=30))
+    jkv.run.calibrate.calibrate(CalibrateConfig(str(model), task=str(task), max_new_tokens=30))
     return model
 
 

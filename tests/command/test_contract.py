@@ -9,7 +9,7 @@ import pytest
 from jkv import decode
 from jkv.report.statistics import interval
 from tests.command.conftest import read_jsonl, write_rows
-from tests.tiny import prompts
+from tests.support.tiny import prompts
 
 BUDGET, RETAIN, WINDOW, NEW, SAMPLES, BATCH = 32, 24, 4, 60, 2, 4
 LENGTHS = (5, 9, 20)

@@ -1,12 +1,23 @@
-"""The front door's names: every flag, its default, YAML, and which of them wins."""
+"""The front door's names: every flag, its default, its help, YAML, and which of them wins."""
 
 import dataclasses
+import re
 
 import pytest
 
-from jkv import decode
+from jkv import decode, policies
+from jkv.config.bench import BenchConfig
+from jkv.config.calibrate import CalibrateConfig
+from jkv.config.command_line import GROUPS
 from jkv.config.decode import DecodeConfig
+from jkv.config.plan import PlanConfig
+from jkv.config.probe import ProbeConfig
+from jkv.config.sweep import SweepConfig
+from jkv.config.train_predictor import TrainConfig
+from jkv.config.view import ViewConfig
 from jkv.errors import UserError
+from jkv.files.shipped import MODELS
+from jkv.terminal.flags import field_help
 
 # The contract, spelled out a second time on purpose.
 FLAGS = {
@@ -60,6 +71,37 @@ def test_help_names_every_flag(capsys):
     for name in (*FLAGS, "config"):
         assert flag(name) in text
     assert "--no-pin-prompt" in text
+
+
+CONFIGS = (
+    DecodeConfig, SweepConfig, TrainConfig, PlanConfig, BenchConfig, ViewConfig, ProbeConfig, CalibrateConfig,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_every_field_has_help_and_stands_in_one_section(config):
+    texts = field_help(config, like=DecodeConfig)
+    for field in dataclasses.fields(config):
+        text = texts[field.name]
+        assert len(text.split()) > 1, (field.name, text)
+        assert not text.startswith(("of ", "whose ", "its ")), (field.name, text)
+        assert sum(field.name in names for names in GROUPS.values()) <= 1, field.name
+        # A default that is neither None nor False is added to the text, which then must not name another.
+        added = field.default is not dataclasses.MISSING and field.default not in (None, False)
+        assert text.count("(default") + added <= 1, (field.name, text)
+
+
+def test_help_names_the_built_in_policies_and_the_shipped_models():
+    built_in = [n for n in policies.policy_names() if policies.get_policy(n).__module__.startswith("jkv.policies.")]
+    assert len(built_in) > 10
+    names = field_help(DecodeConfig)["policy"].partition(": ")[2]
+    assert names.split(", ") == built_in
+    models = re.split(r",? or |, | ", field_help(PlanConfig, DecodeConfig)["model"].partition(": ")[2])
+    shipped = {path.stem for path in MODELS.glob("*.json")}
+    assert shipped
+    assert {name for name in models if name.startswith("r1-")} == shipped
+    for text in (field_help(DecodeConfig)["model"], field_help(PlanConfig, DecodeConfig)["model"]):
+        assert "demo-llama, demo-qwen" in text
 
 
 @pytest.mark.parametrize("order", [0, 1])

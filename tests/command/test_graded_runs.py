@@ -14,7 +14,7 @@ from jkv.engine.engine import Engine
 from jkv.engine.events import Completion
 from jkv.errors import UserError
 from jkv.grading import Grader, Verdict
-from jkv.grading.queue import Marking
+from jkv.grading.queue import GradingQueue
 from jkv.run import decode as runner
 from jkv.tasks.problem import Problem
 from tests.command.conftest import read_jsonl, write_rows
@@ -23,10 +23,10 @@ TOWER = "10^{10^{10}}"
 
 
 def marked(grader, texts_and_references, *, grading="math", within=None):
-    with Marking(grader) as marking:
+    with GradingQueue(grader) as queue:
         for i, (text, reference) in enumerate(texts_and_references):
-            marking.add({"id": i, "text": text}, Problem(str(i), (1,), reference, grading=grading), thinking=True)
-        return list(marking.graded(within))
+            queue.add({"id": i, "text": text}, Problem(str(i), (1,), reference, grading=grading), thinking=True)
+        return list(queue.graded(within))
 
 
 def test_a_sample_that_can_not_be_graded_says_so_and_the_others_are():
@@ -56,15 +56,15 @@ class Slow(Grader):
 
 
 def test_decoding_does_not_wait_for_grades():
-    with Slow() as grader, Marking(grader) as marking:
+    with Slow() as grader, GradingQueue(grader) as queue:
         started = time.monotonic()
         for i in range(4):
-            marking.add({"id": i, "text": "</think>1"}, Problem(str(i), (1,), "2", grading="math"), thinking=True)
-            assert list(marking.graded()) == []
+            queue.add({"id": i, "text": "</think>1"}, Problem(str(i), (1,), "2", grading="math"), thinking=True)
+            assert list(queue.graded()) == []
         assert time.monotonic() - started < 0.2
-        assert [row["id"] for row in marking.graded(0.75)] == [0, 1]
-        assert [row["id"] for row in marking.graded(None)] == [2, 3]
-        assert list(marking.graded(None)) == []
+        assert [row["id"] for row in queue.graded(0.75)] == [0, 1]
+        assert [row["id"] for row in queue.graded(None)] == [2, 3]
+        assert list(queue.graded(None)) == []
 
 
 class Dying(Grader):

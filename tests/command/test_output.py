@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from jkv.errors import UserError
+from jkv.files.run_files import SAMPLES, read_rows
 from jkv.run.directory import RunDirectory
 
 CONFIG = {"policy": "window", "seed": 0, "problems": "ab", "weights": "cd"}
@@ -60,6 +61,7 @@ def test_continues_with_what_is_finished(out):
     directory = continued(out)
     assert directory.finished == {("p0", 0), ("p1", 0)}
     assert directory.samples == [sample("p0"), sample("p1")]
+    assert read_rows(out / SAMPLES) == directory.samples, "text with other line separators stays on one line"
     assert (directory.timings, directory.notice) == (TIMES, "")
     kept = [json.loads(line)["id"] for line in (out / "trace.jsonl").read_text().splitlines()]
     assert kept == ["p0", "p1"], "the unfinished sample's evictions will be written again"

@@ -14,7 +14,7 @@ from jkv.run import sweep as grid
 from jkv.run.sweep import run_sweep
 from jkv.terminal import command as cli
 from tests.command.conftest import read_jsonl, write_rows
-from tests.tiny import prompts
+from tests.support.tiny import prompts
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_programs_are_shared_by_tasks(wordy, graded, tmp_path, monkeypatch):
         (["--overlay", "no.json"], "can't be read"),
         (["--figure", "rkv"], "--figure: no policy 'rkv' here"),
         (["--topology", "v5e:2x4"], "--topology: is read by --dry-run only"),
-        (["--dry-run", "--topology", "v9:1"], "'v9:1' is no topology"),
+        (["--dry-run", "--topology", "v9:1"], "'v9:1' is not a topology"),
         (["--dry-run", "--tasks", "no.jsonl"], "no.jsonl: can't be read"),
         (["--dry-run", "--tasks", "nope"], "no task 'nope'"),
         (["--dry-run", "--models", "nope"], "no such model: 'nope'"),

@@ -17,10 +17,10 @@ from jkv.files.shipped import CONFIGS, FIGURES, OF_HUB
 from jkv.planning import dry_run
 from jkv.report.published import read_published
 from jkv.report.results import MEAN
-from tests.chatty import VOCABULARY, save_tokenizer
 from tests.command.conftest import read_jsonl
+from tests.support.chatty import VOCABULARY, save_tokenizer
+from tests.support.tiny import LLAMA3, Tiny
 from tests.tasks.stand_ins import LAYOUTS, write
-from tests.tiny import LLAMA3, Tiny
 
 PAPER = CONFIGS / "sweep_paper.yaml"
 FIGURE = json.loads((FIGURES / "dynts.json").read_text("utf-8"))
@@ -68,7 +68,7 @@ def test_a_dry_run_counts_int8(capsys, monkeypatch, tmp_path):
     sizes = {}
     for int8 in ((), ("--weights", "int8"), ("--kv", "int8")):
         config = sweep.parse([*words.split(), *int8])
-        (row,) = (dry_run._sized(cell) for cell in config.cells())
+        (row,) = (dry_run._size(cell) for cell in config.cells())
         sizes[int8] = row.weights, row.kv
     c = read_config(locate("demo-llama"))
     d, f, v, layers = c.d_model, c.d_ff, c.vocab_size, c.n_layers

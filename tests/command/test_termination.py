@@ -14,7 +14,7 @@ from jkv.terminal import command as cli
 from jkv.terminal import termination
 
 def main(argv):
-    with termination.saying(lambda: "3 of 9 samples: run the same command to continue"):
+    with termination.last_line(lambda: "3 of 9 samples: run the same command to continue"):
         {body}
 
 cli.run(main)

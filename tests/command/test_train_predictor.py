@@ -20,7 +20,7 @@ from jkv.demo import tokenizer
 from jkv.models.predictor import NAMES
 from jkv.terminal import command as cli
 from tests.command.conftest import Result, read_jsonl, write_rows
-from tests.tiny import FAMILY
+from tests.support.tiny import FAMILY
 
 SHORT = ("--limit", 24, "--epochs", 2, "--batch", 8, "--micro-batch", 4, "--held-out", 0.25, "--horizon", 16)
 

@@ -135,6 +135,6 @@ def test_filler_is_told_from_work():
     assert not words & work
     assert set(vocabulary()) == words | work | {"."}
     (problem,) = task.problems(1)
-    pieces = problem.pieces()
-    assert " ".join(text for text, is_filler in pieces if not is_filler) == problem.solution(filler=False)
-    assert sum(len(text.split()) for text, is_filler in pieces if is_filler) == 16 * len(problem.definitions)
+    segments = problem.segments()
+    assert " ".join(text for text, is_filler in segments if not is_filler) == problem.solution(filler=False)
+    assert sum(len(text.split()) for text, is_filler in segments if is_filler) == 16 * len(problem.definitions)

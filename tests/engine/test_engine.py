@@ -16,7 +16,7 @@ from jkv.errors import UserError
 from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.policies import Full, Needs, Policy, Random, Retention, Streaming, Window
-from tests.tiny import complete, prompts
+from tests.support.tiny import complete, prompts
 
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True, eos_ids=(2,))
 

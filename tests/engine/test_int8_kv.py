@@ -11,8 +11,8 @@ from jkv.load import load
 from jkv.ops.buffer import Int8KV
 from jkv.policies import KNorm, Retention, SnapKV, Window
 from jkv.policies.base import Policy
-from tests.engine.oracle import NewestFirst, Oracle, Row, Scorer
-from tests.tiny import FAMILY, Tiny, complete, prompts
+from tests.support.oracle import NewestFirst, Oracle, Row, Scorer
+from tests.support.tiny import FAMILY, Tiny, complete, prompts
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.ops import dispatch
 from jkv.policies import Retention, get_policy
-from tests.ops.kernels import INTERPRET
-from tests.tiny import complete, prompts
+from tests.support.kernels import INTERPRET
+from tests.support.tiny import complete, prompts
 
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True)
 
@@ -29,11 +29,8 @@ def _run(policy, rule, implementation, kv=None):
 @pytest.mark.parametrize(
     ("policy", "retain", "granularity", "kv"),
     [
-        pytest.param("h2o", 13, "shared", None, marks=pytest.mark.exhaustive),
         pytest.param("rkv", 13, "head", None, marks=pytest.mark.slow),
-        pytest.param("h2o", 15, "head", None, marks=pytest.mark.exhaustive),
         pytest.param("rkv", 13, "shared", "int8", marks=pytest.mark.slow),
-        pytest.param("h2o", 13, "head", "int8", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_kernels_decode_as_xla_does(policy, retain, granularity, kv, as_users_do):

@@ -9,9 +9,9 @@ import pytest
 from jkv.engine.engine import Engine
 from jkv.engine.events import Request
 from jkv.load import load
-from jkv.policies import Full, Random, Retention, Streaming, Window
-from tests.engine.oracle import NewestFirst, Oracle, UniformDraws
-from tests.tiny import FAMILY, Tiny, complete, prompts
+from jkv.policies import Full, Retention
+from tests.support.oracle import NewestFirst, Oracle
+from tests.support.tiny import FAMILY, Tiny, complete, prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,56 +49,3 @@ def test_logits_and_200_greedy_tokens_equal_transformers(tiny: Tiny, tmp_path):
     worst = max(float(np.abs(ours[0] - theirs).max()) for ours, theirs in zip(sink, logits, strict=True))
     assert worst < 1e-4
     assert np.abs(logits[0]).max() > 1  # the comparison is of something
-
-
-RULES = {
-    "window-bulk": (Window(), Retention(32, 24, 4)),
-    "window-one-out": (Window(), Retention(32, 31, 4)),
-    "streaming-bulk": (Streaming(), Retention(32, 24, 4, 4)),
-    "streaming-one-out": (Streaming(), Retention(32, 31, 4, 4)),
-    "random-pinned-bulk": (Random(), Retention(32, 26, 4, 0, True)),
-    "random-bulk": (Random(), Retention(32, 20, 4, 2)),
-    "random-pinned-one-out": (Random(), Retention(32, 31, 4, 0, True)),
-    "random-head-bulk": (Random(), Retention(32, 24, 4, 0, True, "head")),
-    "random-head-one-out": (Random(), Retention(32, 31, 4, 0, True, "head")),
-}
-
-
-THREE = (FAMILY[0], FAMILY[2], FAMILY[4])
-# Plain and slow runs see each rule on one of the models, in turn (tests/policies/test_oracle.py has every policy).
-EVERY = [
-    pytest.param(
-        tiny, rule, id=f"{tiny.name}-{name}",
-        marks=pytest.mark.exhaustive if place % 3 != i else [] if place % 4 == 0 else pytest.mark.slow,
-    )
-    for i, tiny in enumerate(THREE)
-    for place, (name, rule) in enumerate(RULES.items())
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("tiny", "rule"), EVERY)
-def test_kept_positions_and_tokens_equal_the_oracle(tiny: Tiny, rule, tmp_path):
-    policy, retention = rule
-    reference = tiny.save(tmp_path)
-    requests = [Request(f"r{i}", prompt, 80) for i, prompt in enumerate(prompts(5, 20, 13))]
-    engine = Engine(load(tmp_path, "float32").model, policy=policy, rule=retention, batch_size=3, eos_ids=(), seed=7)
-    done, evictions = complete(engine, requests, trace=True)
-    per_head = retention.granularity == "head"
-    for request in requests:
-        scorer = UniformDraws(7, request.id) if isinstance(policy, Random) else NewestFirst()
-        oracle = Oracle(
-            reference,
-            retention.budget,
-            retention.retain,
-            retention.window,
-            retention.sinks,
-            retention.pin_prompt,
-            per_head,
-        )
-        tokens, kept, _ = oracle.run(request.prompt_ids, 80, scorer)
-        assert len(kept) >= 4
-        assert [e.kept for e in evictions[request.id]] == kept
-        assert done[request.id].token_ids == tokens
-        assert done[request.id].evictions == len(kept)
-        assert done[request.id].peak_slots == retention.budget
-    assert engine.traces["decode"] == 1

@@ -32,9 +32,9 @@ def test_shares_are_all_of_the_work_once(count):
 def test_wrong_words_in_the_environment(monkeypatch):
     monkeypatch.setenv(hosts.ADDRESS, "localhost:1")
     monkeypatch.setenv(hosts.COUNT, "two")
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES: 'two' is no number"):
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES: 'two' is not a number"):
         hosts.join()
-    with pytest.raises(UserError, match="train_predictor runs on one host, here are several; start"):
+    with pytest.raises(UserError, match="train_predictor runs on one host, but here are several; start"):
         train_predictor.main(["--model", "demo-llama"])
     monkeypatch.setenv(hosts.COUNT, "2")
     monkeypatch.setenv(hosts.INDEX, "5")

@@ -62,7 +62,7 @@ def test_parts_are_folded(out):
     directory.close()
 
 
-@pytest.mark.parametrize("broken", ["adopt", "settle", "remove"])
+@pytest.mark.parametrize("broken", ["adopt", "replace_timings", "remove"])
 def test_folding_that_is_broken_off_is_ended_by_the_next(out, monkeypatch, broken):
     """Before anything, between the lines of a file, before the last step: nothing is lost or there twice."""
 
@@ -73,7 +73,7 @@ def test_folding_that_is_broken_off_is_ended_by_the_next(out, monkeypatch, broke
         patch.setattr(*((parts, "_remove") if broken == "remove" else (RunDirectory, broken)), killed)
         with pytest.raises(KeyboardInterrupt):
             fold(out)
-    if broken == "settle":  # the samples were being appended
+    if broken == "replace_timings":  # the samples were being appended
         lines = (out / "samples.jsonl").read_bytes().splitlines(keepends=True)
         (out / "samples.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:5])
     fold(out)

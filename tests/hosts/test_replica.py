@@ -13,9 +13,9 @@ from converters.hf import write_hf
 from jkv.distributed.hosts import HEARTBEAT_S
 from jkv.run.host_parts import parts
 from tests.command.conftest import read_jsonl, write_rows
-from tests.hosts.processes import finish, launch
 from tests.mesh.simulated import LLAMA_8, QWEN_8, model_of
-from tests.requests import prompts
+from tests.support.processes import finish, launch
+from tests.support.requests import prompts
 
 pytestmark = pytest.mark.slow
 

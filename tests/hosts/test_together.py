@@ -13,8 +13,8 @@ import pytest
 
 from jkv.distributed.hosts import HEARTBEAT_S
 from tests.command.conftest import read_jsonl, write_rows
-from tests.hosts.processes import finish, launch
-from tests.requests import prompts
+from tests.support.processes import finish, launch
+from tests.support.requests import prompts
 
 pytestmark = pytest.mark.slow
 

@@ -31,7 +31,7 @@ from jkv.policies.keydiff import KeyDiff
 from jkv.policies.knorm import KNorm
 from jkv.policies.snapkv import SnapKV
 from jkv.policies.tova import TOVA
-from tests import tiny
+from tests.support import tiny
 
 LENGTH = 90  # of the prompt
 DEAD = 5  # slots that hold nothing yet

@@ -20,7 +20,7 @@ from jkv.load import load
 from jkv.predictor_training.labels import Labeller
 from jkv.predictor_training.traces import Trace
 from tests.mesh.simulated import LLAMA_8, model_of
-from tests.requests import prompts
+from tests.support.requests import prompts
 
 
 def model_in(directory: pathlib.Path) -> pathlib.Path:

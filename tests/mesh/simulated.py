@@ -22,8 +22,8 @@ from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.models.quantized import quantize_decoder
 from jkv.policies import Retention, get_policy
-from jkv.policies.untrained import random_parameters
-from tests.requests import complete, prompts
+from jkv.policies.untrained import bind_untrained
+from tests.support.requests import complete, prompts
 
 # More requests than rows: a row that ends is refilled while the others go on.
 B, S = 8, 32
@@ -44,18 +44,10 @@ CASES = {
     "qwen8-dynts": (QWEN_8, "dynts", 24, "shared"),
     "qwen8-rkv": (QWEN_8, "rkv", 24, "shared"),
     "qwen8-window": (QWEN_8, "window", 24, "shared"),
-    "llama-window": (LLAMA, "window", 24, "shared"),
-    "llama-dynts": (LLAMA, "dynts", 24, "shared"),
-    "llama-h2o-head": (LLAMA, "h2o", 24, "head"),
-    "llama-rkv": (LLAMA, "rkv", 24, "shared"),
     "llama-window-int8": (LLAMA, "window", 24, "shared"),
     "llama-trimkv-head": (LLAMA, "trimkv", 31, "head"),
     "qwen-h2o-kv": (QWEN, "h2o", 24, "shared"),
-    "qwen-window-one-out": (QWEN, "window", 31, "shared"),
     "qwen-dynts-head": (QWEN, "dynts", 26, "head"),
-    "qwen-h2o": (QWEN, "h2o", 24, "shared"),
-    "qwen-rkv-head": (QWEN, "rkv", 24, "head"),
-    "qwen-rkv-head-one-out": (QWEN, "rkv", 31, "head"),
 }
 
 
@@ -78,7 +70,7 @@ def run(case: str, mesh_text: str | None) -> dict[str, Any]:
     if mesh is not None:
         graph, weights = nnx.split(model)
         model = nnx.merge(graph, jax.device_put(weights, weight_shardings(weights, mesh)))
-    policy, parameters = random_parameters(get_policy(name)(), config)
+    policy, parameters = bind_untrained(get_policy(name)(), config)
     engine = Engine(
         model, policy=policy, rule=Retention(S, retain, 4, 2, False, granularity), batch_size=B, eos_ids=(),
         steps_per_call=16, parameters=parameters, mesh=mesh, kv="int8" if case.endswith("-kv") else None,

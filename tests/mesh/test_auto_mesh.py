@@ -66,7 +66,7 @@ def test_words():
         ("data=2", "data=2 asks for 2 devices, there are 1; let data x model be at most 1"),
         ("model=4", "model=4 can't share the model's 2 KV heads evenly"),
         ("data=3", "data=3 can't share 4 rows evenly"),
-        ("eight", "'eight' is no mesh"),
+        ("eight", "'eight' is not a mesh"),
     ],
 )
 def test_refusals(words, message):

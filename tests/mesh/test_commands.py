@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.compilation import quick_environment
+from tests.support.compilation import quick_environment
 
 
 @pytest.mark.slow

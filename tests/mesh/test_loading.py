@@ -102,7 +102,7 @@ def test_heads_are_not_cut(tmp_path):
     config = ModelConfig("llama", 48, 16, 24, 1, 16, 8, 4, 1e4)
     query = next(row for row in rows(config) if row.path.endswith("q.kernel"))
     part = query.part((slice(None), slice(None), slice(0, 2)), config)
-    with pytest.raises(ValueError, match="is no box"):
+    with pytest.raises(ValueError, match="is not a box"):
         query.file_box(part, config)
 
 

@@ -1,3 +1,3 @@
 """How its programs are compiled."""
 
-from tests.compilation import quick_compilation as quick_compilation
+from tests.support.compilation import quick_compilation as quick_compilation

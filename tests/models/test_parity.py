@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from converters.hf import read_hf, write_hf
 from jkv.models import Decoder
-from tests.models.hf_models import CASES, Case, hf_logits
+from tests.support.hf_models import CASES, Case, hf_logits
 
 ORIGINAL, LENGTH = 32, 100  # trained context of the rope-scaled cases, and how far these tests go beyond it
 

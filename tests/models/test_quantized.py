@@ -22,7 +22,7 @@ from jkv.models.quantized import contract, embed_tokens, quantize_decoder, quant
 from jkv.ops.buffer import quantize
 from jkv.policies import Retention, Window
 from tests.converters.conftest import random_decoder
-from tests.requests import complete, prompts
+from tests.support.requests import complete, prompts
 
 LLAMA = ModelConfig("llama", 96, 64, 160, 3, 8, 2, 16, 1e4)
 QWEN = ModelConfig("qwen2", 96, 64, 160, 3, 12, 4, 16, 1e4, qkv_bias=True, tied_head=True)

@@ -8,7 +8,7 @@ import pytest
 from jkv.ops import dispatch
 from jkv.ops.buffer import Int8KV
 from jkv.ops.evict import compact, pallas_tpu
-from tests.ops.kernels import INTERPRET, assert_no_race, count_blocks
+from tests.support.kernels import INTERPRET, assert_no_race, count_blocks
 
 IMPLEMENTATIONS = {
     "xla": jax.jit(functools.partial(compact, implementation="xla")),
@@ -69,7 +69,6 @@ HARD = np.array([0.0, -0.0, np.inf, -np.inf, 1e-40, 3.3895314e38, 1.0000001], np
         pytest.param(2500, 2499, 64, jnp.float32, True, [0, 1], marks=pytest.mark.slow),
         pytest.param(5000, 2900, 128, jnp.bfloat16, False, [0], marks=pytest.mark.slow),
         pytest.param(5000, 3200, 64, jnp.float32, True, [0, 1], marks=pytest.mark.slow),
-        pytest.param(5000, 4872, 128, jnp.bfloat16, True, [0, 1], marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_bit_arrives(implementation, slots, kept, dim, dtype, per_head, evicting):

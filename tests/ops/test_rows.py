@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jkv.ops.rows import MAX_ROWS, pad_rows, project_rows, row_sum
-from tests.compilation import users_jit
+from tests.support.compilation import users_jit
 
 
 @pytest.mark.parametrize(("dim", "out"), [(128, 256), (320, 128), (512, 1376), (1376, 512), (512, 4096), (3584, 1024)])

@@ -24,7 +24,7 @@ def test_what_differs_in_its_task_alone_is_compiled_once(monkeypatch, capsys):
         models=["r1-qwen-7b"], tasks=["aime24", "math500"], policies=policies, budgets=[96, 128], full=False,
         dry_run=True, topology="v5e:2x4",
     )  # fmt: skip
-    dry_run.say(config)
+    dry_run.print_dry_run(config)
     table = capsys.readouterr().out.splitlines()
     assert len(planned) == 4  # two policies (the same but for an option) at two budgets; two tasks share each
     assert {c.mesh for c in planned} == {"data=2,model=4"}

@@ -87,7 +87,12 @@ def test_a_policy_pays_for_what_it_asks():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("v9:2x2", "no topology"), ("v5e", "no topology"), ("v5e:2x", "no topology"), ("v5e:2x2x1", "has 2 axes, not 3")],
+    [
+        ("v9:2x2", "not a topology"),
+        ("v5e", "not a topology"),
+        ("v5e:2x", "not a topology"),
+        ("v5e:2x2x1", "has 2 axes, not 3"),
+    ],
 )
 def test_what_is_no_topology_is_refused(text, message):
     with pytest.raises(UserError, match=message):

@@ -3,7 +3,7 @@
 from tests.command.conftest import run as run
 from tests.command.conftest import task as task
 from tests.command.conftest import tiny as tiny
-from tests.compilation import quick_compilation as quick_compilation
+from tests.support.compilation import quick_compilation as quick_compilation
 
 
 def pytest_collection_modifyitems(items) -> None:

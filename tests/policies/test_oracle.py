@@ -36,9 +36,9 @@ from jkv.policies import (
     VaSE,
     Window,
 )
-from tests.engine import oracle_memory, oracle_scores
-from tests.engine.oracle import NewestFirst, Oracle, Scorer, UniformDraws
-from tests.tiny import FAMILY, QWEN3_G1, complete, prompts
+from tests.support import oracle_memory, oracle_scores
+from tests.support.oracle import NewestFirst, Oracle, Scorer, UniformDraws
+from tests.support.tiny import FAMILY, QWEN3_G1, complete, prompts
 
 SEED = 7
 # In the first layer the same token twice has keys of the same norm and the same values, up to rounding: a tie that no
@@ -93,6 +93,10 @@ def dynts(keep: Any, *, pin_prompt: bool) -> Case:
 
 
 CASES = {
+    "window": Case(Window(), lambda *_: NewestFirst()),
+    "random-pinned": Case(Random(), lambda _, draws: draws, pin_prompt=True),
+    "streaming": Case(Streaming(), lambda *_: NewestFirst(), sinks=4),
+    "random": Case(Random(), lambda _, draws: draws),
     "sepllm": Case(SepLLM(SEPARATORS), lambda *_: oracle_scores.SepLLM(SEPARATORS)),
     "h2o": Case(H2O(), lambda *_: oracle_memory.H2O()),
     "snapkv": Case(SnapKV(), lambda *_: oracle_scores.SnapKV()),
@@ -129,12 +133,6 @@ CASES = {
     "dynts-bottom": dynts("bottom", pin_prompt=False),
     "dynts-bottom-pinned": dynts("bottom", pin_prompt=True),
 }  # fmt: skip
-# Only for prompts longer than the budget; elsewhere these have tests of their own.
-MORE = {
-    "window": Case(Window(), lambda *_: NewestFirst()),
-    "streaming": Case(Streaming(), lambda *_: NewestFirst(), sinks=4),
-    "random": Case(Random(), lambda _, draws: draws),
-}
 KINDS = {"bulk": 24, "one-out": 31}
 
 
@@ -210,8 +208,8 @@ def by_score(row: tuple, rule: Retention) -> bool:
 def grid() -> list:
     """All cases, granularities and models, evicting in bulk and one out in turn: each case meets both.
 
-    The quick run has a quarter of the cases once, the slow one the rest of them, and of every fourth case the other
-    granularity on a second model; the exhaustive one what is left.
+    The quick run has a quarter of the cases once; the slow one the others, and of every fourth case the other
+    granularity on a second model.
     """
     names = dict.fromkeys(CASES, (LLAMA, QWEN2, QWEN3))
     for name in ("expected_attention", "triattention"):
@@ -223,8 +221,8 @@ def grid() -> list:
             once = turn == place % 2 and number == place % 3
             again = turn != place % 2 and number == (place + 1) % 3 and place % 4 == 0
             quick = once and place % 8 < 2  # of both granularities
-            marks = () if quick else pytest.mark.slow if once or again else pytest.mark.exhaustive
-            chosen.append(pytest.param(case, granularity, kind, model, marks=marks))
+            if once or again:
+                chosen.append(pytest.param(case, granularity, kind, model, marks=() if quick else pytest.mark.slow))
     return chosen
 
 
@@ -245,17 +243,17 @@ QUICK = [
     ("rkv", "shared", "bulk"),
     ("lazy", "head", "bulk"),
 ]
-TURNS = (pytest.mark.exhaustive, pytest.mark.slow, pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
     ("case", "granularity", "kind"),
     [
-        pytest.param(*words, marks=() if words in QUICK else TURNS[i % 3])
-        for i, words in enumerate(itertools.product(LONG, ("shared", "head"), KINDS))
+        pytest.param(*setting, marks=() if setting in QUICK else pytest.mark.slow)
+        for i, setting in enumerate(itertools.product(LONG, ("shared", "head"), KINDS))
+        if setting in QUICK or i % 3 == 1
     ],
 )
 def test_prompts_longer_than_the_budget_equal_the_oracle(case: str, granularity: Any, kind: str, models):
-    about = (CASES | MORE)[case]
+    about = CASES[case]
     rule = Retention(32, KINDS[kind], 4, about.sinks, False, granularity, long_prompts=True)
     compare(about, rule, models(LLAMA), (70, 100), 30)

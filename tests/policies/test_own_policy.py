@@ -24,7 +24,7 @@ from jkv.policies import Policy, Retention, get_policy
 from jkv.policies.options import run_policy_file
 from tests.command.conftest import read_jsonl
 from tests.policies.zoo import gates, query_statistics
-from tests.tiny import complete, prompts
+from tests.support.tiny import complete, prompts
 
 FILE = pathlib.Path(__file__).with_name("echo_policy.py")
 
@@ -121,7 +121,7 @@ def test_files_that_are_none(refused, tmp_path):
         assert refused("--register", absent) == f"{absent}: no such file; --register takes Python files"
     other = tmp_path / "mine.txt"
     other.write_text("x = 1\n")
-    assert refused("--register", other) == f"{other}: is no Python file; its name should end in .py"
+    assert refused("--register", other) == f"{other}: is not a Python file; its name should end in .py"
 
 
 def test_classes_that_cannot_be_registered(refused, tmp_path):

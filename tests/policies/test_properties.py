@@ -23,11 +23,11 @@ from jkv.engine.events import Completion, Eviction, Request
 from jkv.engine.state import DecodeState, empty_state, request_key
 from jkv.models import Decoder
 from jkv.models.config import ModelConfig, YarnScaling
-from jkv.policies import Needs, Policy, Retention
+from jkv.policies import Retention
 from jkv.policies.retention import Granularity
-from tests.compilation import optimised
 from tests.policies.zoo import EVICTING, ZOO
-from tests.tiny import prompts
+from tests.support.compilation import optimised
+from tests.support.tiny import prompts
 
 # Three query heads share a KV head; YaRN puts a factor on cos and sin.
 YARN = YarnScaling(4.0, 32, attention_factor=1.14)
@@ -124,31 +124,21 @@ SOME_RULES = [EVERY_RULE[0], EVERY_RULE[3]]
 
 
 def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULES, *, long: bool = False) -> list:
-    """Every evicting entry under these rules, and ``plain``. Of those not in ``plain``, every other entry's turn at one
-    of the rules is slow, the others are exhaustive."""
-    every = [Case(name, *rule, long) for name, rule in itertools.product(EVICTING, rules)]
-    every += sorted(plain - set(every), key=str)
+    """``plain``, and in slow runs every other evicting entry under one of the rules, in turn."""
     turn = {Case(name, *rules[i // 2 % len(rules)], long) for i, name in enumerate(EVICTING) if i % 2 == 0}
-    mark = lambda case: [] if case in plain else pytest.mark.slow if case in turn else pytest.mark.exhaustive
-    return [pytest.param(case, id=str(case), marks=mark(case)) for case in every]
-
-
-def in_turn(plain: set[Case], *, long: bool = False) -> list:
-    """``plain``, and every policy under one of the rules, in turn: they need engines of their own."""
-    wanted = plain | {Case(name, *SOME_RULES[i // 2 % 2], long) for i, name in enumerate(EVICTING)}
-    return [case for case in cases(plain, long=long) if case.values[0] in wanted]
+    return [
+        pytest.param(case, id=str(case), marks=() if case in plain else pytest.mark.slow)
+        for case in sorted(plain | turn, key=str)
+    ]
 
 
 every_kind = pytest.mark.parametrize("case", cases(KINDS))
 every_case = pytest.mark.parametrize("case", cases(PLAIN))
-every_long_case = pytest.mark.parametrize("case", in_turn(LONG_PLAIN, long=True))
+every_long_case = pytest.mark.parametrize("case", cases(LONG_PLAIN, long=True))
 # Three engines a case, with all of XLA's optimisations. tests/engine has bit-equality over batch sizes, too.
 batch_cases = pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=str(case), marks=pytest.mark.slow if case in KINDS else pytest.mark.exhaustive)
-        for case in (Case(name) for name in EVICTING)
-    ],
+    [pytest.param(case, id=str(case), marks=pytest.mark.slow) for case in (Case(n) for n in EVICTING) if case in KINDS],
 )
 
 
@@ -379,97 +369,6 @@ def test_only_what_a_policy_asks_for_is_carried_and_computed(case):
         assert layer.queries is None or layer.queries.shape == (3, needs.queries, CONFIG.n_heads, CONFIG.head_dim)
     assert (engine.state.slot_tokens is None) == (not needs.tokens)
     assert (ATTENTION_PASSES[case, 3, False] > 0) == needs.attention
-
-
-FIELDS = {
-    "queries": (Needs(queries=3), {"slots.queries", "slots.keys"}),
-    "keys": (Needs(keys=True), {"slots.keys"}),
-    "values": (Needs(values=True), {"slots.values"}),
-    "attention": (Needs(attention=True), {"new.attention"}),
-    "hidden": (Needs(hidden=True), {"new.hidden"}),
-    "inputs": (Needs(inputs=True), {"new.inputs"}),
-    "tokens": (Needs(tokens=True), {"new.tokens", "slots.tokens"}),
-    "nothing": (Needs(), set()),
-}
-
-
-@pytest.mark.parametrize("asked", FIELDS)
-def test_a_policy_is_shown_what_it_asked_for_and_no_more(asked):
-    """In decode and in both ways a prompt is read; tracing is enough to see it."""
-    given = {}
-
-    class Looking(Policy):
-        needs = FIELDS[asked][0]
-
-        def observe(self, state, new):
-            given["new"] = new
-            return state
-
-        def score(self, state, slots):
-            given["slots"] = slots
-            return slots.positions.astype(jnp.float32)
-
-    optional = {"new": ("tokens", "hidden", "inputs", "attention"), "slots": ("tokens", "keys", "values", "queries")}
-    engine = Engine(model(), policy=Looking(), rule=Retention(BUDGET, 32, WINDOW), batch_size=2)
-    scalar, flag = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool_)
-    prompt, key = jax.ShapeDtypeStruct((32,), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.uint32)
-    books = (engine.weights, engine.state)
-    shown = lambda: {
-        f"{kind}.{name}" for kind, x in given.items() for name in optional[kind] if getattr(x, name) is not None
-    }  # fmt: skip
-    decode = functools.partial(jkv.engine.step.decode, engine.setup, steps=2)
-    jax.eval_shape(decode, *books, (), flag, flag)
-    assert shown() == FIELDS[asked][1]
-    read = functools.partial(jkv.engine.chunked_prefill.chunked_prefill, engine.setup)
-    jax.eval_shape(read, *books, (), scalar, prompt, scalar, scalar, scalar, key, flag)
-    assert shown() == FIELDS[asked][1]
-    if asked != "attention":  # such prompts are always read in pieces
-        given.clear()
-        read = functools.partial(jkv.engine.prefill.prefill, engine.setup)
-        jax.eval_shape(read, *books, (), scalar, prompt, scalar, scalar, key)
-        assert shown() == {name for name in FIELDS[asked][1] if name.startswith("new.")}
-
-
-@pytest.mark.parametrize(
-    ("needs", "kind"),
-    [
-        (Needs(keys=True), "bulk"),
-        (Needs(), "one-out"),
-        pytest.param(Needs(keys=True), "one-out", marks=pytest.mark.slow),
-        pytest.param(Needs(), "bulk", marks=pytest.mark.slow),
-    ],
-)
-def test_look_and_score_run_at_evictions_only_and_once_each(needs, kind):
-    calls: collections.Counter[str] = collections.Counter()
-    wanted = needs
-
-    class Counting(Policy):
-        needs = wanted
-
-        def init(self, shape):
-            return jnp.zeros((shape.rows,), jnp.int32)
-
-        def look(self, state, slots):
-            jax.debug.callback(lambda: calls.update(["look"]))
-            return state + 1
-
-        def score(self, state, slots):
-            jax.debug.callback(lambda: calls.update(["score"]))
-            return slots.positions.astype(jnp.float32)
-
-    # Policies that read the buffer are called for one row at a time, others once for all rows that evict together.
-    batch_size = 3 if needs.buffer else 1
-    rule = Retention(BUDGET, RETAIN[kind], WINDOW)
-    engine = Engine(model(), policy=Counting(), rule=rule, batch_size=batch_size, eos_ids=())
-    short = [Request(r.id, r.prompt_ids, BUDGET + 1 - len(r.prompt_ids)) for r in SHORT]
-    assert not [event for event in engine.run(short) if isinstance(event, Completion) and event.evictions]
-    jax.effects_barrier()
-    assert not calls
-    evictions = [event.evictions for event in engine.run(SHORT) if isinstance(event, Completion)]
-    jax.effects_barrier()
-    assert calls == {"look": sum(evictions), "score": sum(evictions)}
-    if batch_size == 1:
-        assert engine.state.policy.tolist() == evictions[-1:]  # each row's own look, since its request began
 
 
 @every_case

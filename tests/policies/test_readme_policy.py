@@ -11,7 +11,7 @@ from jkv.engine.events import Request
 from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.policies import Retention, get_policy
-from tests.tiny import prompts
+from tests.support.tiny import prompts
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 

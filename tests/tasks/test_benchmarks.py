@@ -152,9 +152,9 @@ def test_without_a_network_it_says_what_to_do(name, mend, monkeypatch):
         read_benchmark(name, Echo())
     message = str(refused.value)
     assert len(message.splitlines()) == 1
-    assert f"{name} can't be had from the hub" in message
+    assert f"{name} can't be loaded from the hub" in message
     assert mend in message
-    assert f"put {name}.jsonl (or .csv, .parquet) into a directory and set JKV_DATA to that" in message
+    assert f"put {name}.jsonl (or .csv, .parquet) into a directory and set JKV_DATA to its path" in message
 
 
 GOOD = {"problem": "1+1?", "answer": "2"}
@@ -193,7 +193,7 @@ def test_bad_bytes_are_refused(folder):
             read_benchmark("math500", Echo())
         path.unlink()
     (folder / "math500").mkdir()
-    with pytest.raises(UserError, match="is no file or directory of one of"):
+    with pytest.raises(UserError, match="is not a file or a directory of files of one of the kinds"):
         read_benchmark("math500", Echo())
 
 
@@ -240,7 +240,10 @@ OWN = {
     "no data": ({"data": None}, "needs one of hub and data"),
     "hub and data": ({"hub": "a/b"}, "needs one of hub and data"),
     "unknown field": ({"spilt": "test"}, "spilt: .*; fields are format, columns, hub"),
-    "no columns": ({"columns": {"problem": "q"}}, "columns name no answer; format plain.py needs problem, answer"),
+    "no columns": (
+        {"columns": {"problem": "q"}},
+        "columns has no entry for answer; format plain.py needs problem, answer",
+    ),
     "kind": ({"columns": [1]}, "columns: Input should be a valid dictionary"),
     "absent data": ({"data": "absent.jsonl"}, r"absent\.jsonl: no such file"),
     "absent format": ({"format": "absent.py"}, "there is no format 'absent.py'"),

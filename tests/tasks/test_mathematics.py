@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jkv.grading.notation import is_text, listing, tidy, unfenced, words
+from jkv.grading.notation import is_text, list_kind, tidy, unfenced, words
 
 TABLE = pathlib.Path(__file__).parent / "answer_pairs.tsv"
 
@@ -74,4 +74,4 @@ def test_words():
 def test_listings():
     kinds = {"(1,2)": "(", "1,2": "{", r"\{1,2\}": "{", r"\left\{1,2\right\}": "{", "[1,2)": "[", "f(1,2)": "",
              "(1,2),(3,4)": "{", "(1)": "", "5": "", "": "", "(1,2)+(3,4)": "", ")(,": "{"}  # fmt: skip
-    assert {text: listing(text) for text in kinds} == kinds
+    assert {text: list_kind(text) for text in kinds} == kinds

@@ -12,11 +12,11 @@ import pytest
 
 from jkv.grading import Verdict
 from jkv.grading.answers import extract_answer
-from jkv.grading.queue import Marking
+from jkv.grading.queue import GradingQueue
 from jkv.tasks.problem import Problem
-from tests.chatty import save_tokenizer
 from tests.command.conftest import read_jsonl
-from tests.tiny import Tiny
+from tests.support.chatty import save_tokenizer
+from tests.support.tiny import Tiny
 
 WRONG_PAIRS = 1000
 
@@ -29,12 +29,12 @@ def problems(real_data):
 def test_every_reference_solution_is_right(problems, grader):
     assert len(problems) == 530
     rows = []
-    with Marking(grader) as marking:
+    with GradingQueue(grader) as queue:
         for i, row in enumerate(problems):
             problem = Problem(str(i), (1,), str(row["answer"]), grading="math")
             text = "<think>x</think>" + row["solution"]
-            marking.add({"id": i, "text": text}, problem, thinking=True)
-        rows.extend(marking.graded(None))
+            queue.add({"id": i, "text": text}, problem, thinking=True)
+        rows.extend(queue.graded(None))
     assert [row["id"] for row in rows] == list(range(530))
     wrong = [(row["id"], row["answer"], problems[row["id"]]["answer"]) for row in rows if row["correct"] is not True]
     assert not wrong

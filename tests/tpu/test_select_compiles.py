@@ -102,9 +102,6 @@ def run(script: str, *words: str):
         pytest.param("v5e:2x2", "bfloat16", marks=pytest.mark.slow),
         pytest.param("v6e:2x2", "float32", marks=pytest.mark.slow),
         pytest.param("v5p:2x2x1", "bfloat16", marks=pytest.mark.slow),
-        pytest.param("v5e:2x2", "float32", marks=pytest.mark.exhaustive),
-        pytest.param("v6e:2x2", "bfloat16", marks=pytest.mark.exhaustive),
-        pytest.param("v5p:2x2x1", "float32", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_kernels_compile_alone_and_on_a_mesh(topology, dtype):

@@ -11,7 +11,7 @@ from jkv.models.config import ModelConfig
 from jkv.policies import Retention
 from jkv.policies.options import make_policy
 from jkv.run.record import plain_scores
-from tests.tiny import complete, prompts
+from tests.support.tiny import complete, prompts
 
 CONFIG = ModelConfig("qwen3", 97, 40, 72, 2, 6, 2, 12, 1e4, qk_norm=True, qkv_bias=True, eos_ids=(2,))
 WINDOW, SINKS = 4, 2

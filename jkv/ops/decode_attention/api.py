@@ -13,7 +13,7 @@ from jkv.ops.decode_attention.unfused import unfused
 _TABLE = {
     "xla": unfused(xla.decode_attention, xla.attention_weights, "xla"),
     "reference": unfused(reference.decode_attention, reference.attention_weights, "reference"),
-    "pallas": dispatch.pallas("decode_attention", tpu=pallas_tpu.decode_attention, gpu=pallas_gpu.decode_attention),
+    "pallas": dispatch.pallas(tpu=pallas_tpu.decode_attention, gpu=pallas_gpu.decode_attention),
 }
 
 

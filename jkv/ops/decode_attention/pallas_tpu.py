@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int32
 
 from jkv.ops.buffer import Buffer, Int8KV, like
 from jkv.ops.sharding import per_shard
-from jkv.ops.tpu import cut_to, in_hbm, kernel_buffer, parts_of, two_parts
+from jkv.ops.tpu import cut_to, from_parts, in_hbm, kernel_buffer, to_parts
 
 BLOCK_BYTES = 256 * 1024  # of keys fetched at a time: well above a grid step's fixed cost, well below a row
 MAX_BLOCK = 1024  # slots: a row reads half a block too much on average
@@ -91,9 +91,9 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
     queries = pl.BlockSpec((1, together, group, dim), one)
     new: Any = pl.BlockSpec((1, together, 1, dim), one)
     if int8:
-        kv_block = parts_of(k, kv_block, pl.BlockSpec((1, together, 1, block), lanes(of_block)))
-        kv_tile = parts_of(k, kv_tile, pl.BlockSpec((1, together, 1, _LANES), lanes(of_scales)))
-        new = parts_of(k, new, pl.BlockSpec((1, together, 1, 1), one))
+        kv_block = from_parts(k, kv_block, pl.BlockSpec((1, together, 1, block), lanes(of_block)))
+        kv_tile = from_parts(k, kv_tile, pl.BlockSpec((1, together, 1, _LANES), lanes(of_scales)))
+        new = from_parts(k, new, pl.BlockSpec((1, together, 1, 1), one))
     out_specs = [queries, kv_tile, kv_tile]
     if weights:
         last = lambda b, h, i, length, slot: (b, h, 0, jnp.minimum(i, jnp.maximum(pl.cdiv(length[b], block), 1) - 1))
@@ -149,7 +149,7 @@ def _new(buffer: Buffer, new: Float[Array, "B K H"]) -> Any:
     stored = like(buffer, new[:, :, None])
     if not isinstance(stored, Int8KV):
         return stored
-    return parts_of(stored, stored.values.astype(jnp.float32), stored.scale)
+    return from_parts(stored, stored.values.astype(jnp.float32), stored.scale)
 
 
 def block_slots(slots: int, slot_bytes: int, tile: int) -> int:
@@ -190,10 +190,10 @@ def _kernel(
     b, h, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     length, slot, start = length_ref[b], slot_ref[b * pl.num_programs(1) + h], i * block
     writes = slot >= 0
-    k_ref, k_scale_ref = two_parts(k_ref)
-    v_ref, v_scale_ref = two_parts(v_ref)
-    k_new_ref, k_new_scale_ref = two_parts(k_new_ref)
-    v_new_ref, v_new_scale_ref = two_parts(v_new_ref)
+    k_ref, k_scale_ref = to_parts(k_ref)
+    v_ref, v_scale_ref = to_parts(v_ref)
+    k_new_ref, k_new_scale_ref = to_parts(k_new_ref)
+    v_new_ref, v_new_scale_ref = to_parts(v_new_ref)
     multiplied = k_ref.dtype if k_scale_ref is None else q_ref.dtype
     precision = lax.Precision.HIGHEST if multiplied == jnp.float32 else None
     dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
@@ -259,7 +259,7 @@ def _kernel(
             (k_tile_ref, k_ref, k_new_ref, k_scale_ref, k_new_scale_ref),
             (v_tile_ref, v_ref, v_new_ref, v_scale_ref, v_new_scale_ref),
         ):
-            tile_ref, scale_tile_ref = two_parts(tile_ref)
+            tile_ref, scale_tile_ref = to_parts(tile_ref)
             row = first + lax.broadcasted_iota(jnp.int32, tile_ref.shape[1:], 1)
             old = block_ref[0, :, pl.ds(first, tile), :].astype(new_ref.dtype)
             kept = jnp.where(writes & (row == inside), jnp.broadcast_to(new_ref[0], old.shape), old)

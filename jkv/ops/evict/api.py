@@ -1,4 +1,4 @@
-"""compact: a bulk eviction moves the kept slots of the evicting rows to the front."""
+"""compact: in a bulk eviction, moves the slots that stay to the front of the buffer."""
 
 from jaxtyping import Array, Bool, Int32
 
@@ -9,7 +9,7 @@ from jkv.ops.evict import pallas_tpu, reference, xla
 _TABLE = {
     "xla": xla.compact,
     "reference": reference.compact,
-    "pallas": dispatch.pallas("compact", tpu=pallas_tpu.compact),
+    "pallas": dispatch.pallas(tpu=pallas_tpu.compact),
 }
 
 
@@ -21,20 +21,23 @@ def compact(
     *,
     implementation: str = "auto",
 ) -> tuple[Buffer, Buffer]:
-    """Where `rows[b]`, slot j < R of row b becomes what slot `source[..., j]` held, bit for bit; later slots are dead.
+    """Move the slots that stay to slots 0..R-1, in each row that evicts.
 
-    Rows that do not evict are neither read nor written (if none does, the TPU kernel writes one block back as it was).
-    In place when the buffers are donated or loop-carried: the largest temporary is one row's R kept slots.
+    In a row with `rows[b]`, slot j < R receives what slot `source[..., j]` held, bit for bit; the slots from R on are
+    dead and may hold anything. Other rows are neither read nor written (if no row evicts, the TPU kernel writes one
+    block back unchanged). In place when the buffers are donated or loop-carried: the largest temporary is one row's R
+    slots.
 
     Args:
-      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.ops.buffer.Int8KV`), whose scales move along.
-      source: the kept slots, int32 [B, R] (every KV head alike) or [B, K, R]; ascending along R, within 0..S-1, R <= S.
-        Entries of rows that do not evict are ignored.
+      k: the buffer of keys, [B, K, S, H]; an array or int8 (`jkv.ops.buffer.Int8KV`), whose scales move along.
+      v: the buffer of values, likewise.
+      source: the slots that stay, int32 [B, R] (the same in every KV head) or [B, K, R]; ascending along R, within
+        0..S-1, R <= S. Entries of rows that don't evict are ignored.
       rows: which rows evict, bool [B].
       implementation: 'auto', 'xla', 'reference' or 'pallas'.
 
     Returns:
-      (k, v), shaped as given.
+      (k, v), of the shapes and dtypes given.
 
     Raises:
       ValueError: the shapes disagree, or the implementation's name is unknown.

@@ -1,22 +1,24 @@
-"""compact on TPU: the evicting rows stream through VMEM once, block by block, and leave as full tiles at the front.
+"""compact on TPU: each row that evicts is read once, block by block, and written as full tiles at its front.
 
-Which slot goes where is a matrix of zeros and ones, so the matrix unit moves the rows of a block; it moves their bytes,
-each a small whole number, so that every bit arrives and a NaN spoils nothing beside it. In place: a tile is written
-when it is full, that is from slots before those still to be read. Rows that do not evict are no part of the grid.
+Which slot goes where is a matrix of zeros and ones, and the matrix unit moves slots by a product with it. What is
+multiplied are the bytes of keys and values, as numbers 0 to 255: they are exact in bfloat16, so every bit arrives, and
+a NaN can't spread to other slots. The buffer can be updated in place, because a tile is written only when it is full,
+and then the slots that it replaces have all been read. Rows that don't evict are not in the grid.
 """
 
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Int32
 
-from jkv.ops.buffer import Buffer, Int8KV
+from jkv.ops.buffer import Buffer, Int8KV, Stored
 from jkv.ops.sharding import per_shard
-from jkv.ops.tpu import cut_to, in_hbm, kernel_buffer, parts_of, two_parts
+from jkv.ops.tpu import cut_to, from_parts, in_hbm, kernel_buffer, to_parts
 
 TILE = 128  # slots read and written at a time
 
@@ -27,8 +29,20 @@ def compact(
     source: Int32[Array, "B R"] | Int32[Array, "B K R"],
     rows: Bool[Array, "B"],
     *,
-    interpret: Any = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Buffer, Buffer]:
+    """See `jkv.ops.evict.api`.
+
+    Args:
+      k: the buffer of keys.
+      v: the buffer of values.
+      source: the slots that stay.
+      rows: which rows evict.
+      interpret: whether Pallas' interpreter runs the kernel, which works on CPU.
+
+    Raises:
+      NotImplementedError: the buffers' dtype (of int8, the dtype it stands for) is neither bfloat16 nor float32.
+    """
     if k.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"the TPU kernel moves bfloat16 and float32, not {k.dtype}")
     run = functools.partial(_on_one_device, interpret=interpret)
@@ -36,34 +50,43 @@ def compact(
     return per_shard(run, ("BKSH", "BKSH", kept, "B"), ("BKSH", "BKSH"))(k, v, source, rows)
 
 
-def _on_one_device(k, v, source, rows, *, interpret: Any):
+def _on_one_device(
+    k: Buffer, v: Buffer, source: jax.Array, rows: jax.Array, *, interpret: bool | pltpu.InterpretParams
+) -> tuple[Stored, Stored]:
+    """The same for the rows and heads of one device."""
     batch, heads, slots, dim = k.shape
     retain = source.shape[-1]
-    together = heads if source.ndim == 2 else 1  # KV heads of one grid step: they keep the same slots
+    together = heads if source.ndim == 2 else 1  # KV heads of one grid step, in which the same slots stay
     source = source if source.ndim == 3 else source[:, None]
-    # Row numbers, those that evict first: a row's turn is how many such rows come before it. No sort for so few.
+    # The numbers of the rows that evict, in order, without a sort: a row's turn is how many such rows come before it.
     row = jnp.arange(batch, dtype=jnp.int32)
     turn = jnp.cumsum(rows, dtype=jnp.int32) - 1
     evicting = jnp.sum(jnp.where(rows[None, :] & (turn[None, :] == row[:, None]), row[None, :], 0), axis=1)
-    # The grid has at least one row; if none evicts, that one's first block is written back as it was.
+    # The grid has at least one row. If none evicts, that row's first block is written back unchanged.
     some = jnp.sum(rows, dtype=jnp.int32)[None]
 
     int8 = isinstance(k, Int8KV)
-    block = TILE if int8 else min(TILE, slots)  # scales lie along lanes: whole ones
+    block = TILE if int8 else min(TILE, slots)  # scales lie along lanes, of which a block has all
     blocks, tiles = pl.cdiv(slots, block), pl.cdiv(retain, block)
     edges = jnp.arange(blocks + 1, dtype=jnp.int32) * block
-    # how many kept slots lie before block c, [B, turns, blocks + 1]
+    # How many slots that stay lie before block c: [B, turns, blocks + 1].
     before = jnp.sum((source[:, :, None, :] < edges[None, None, :, None]).astype(jnp.int32), axis=-1)
-    turns = before.shape[1]
-    before = before.reshape(-1)  # scalars are stored flat
+    turns = before.shape[1]  # grid steps for the KV heads of a row: 1 or K
+    before = before.reshape(-1)  # prefetched scalars are passed flat
     padding = ((0, 0), (0, 0), (0, (tiles + 1) * block - retain))
     source = jnp.pad(source, padding, constant_values=-1).reshape(batch, source.shape[1], tiles + 1, block)
 
-    def of_block(i, h, c, some, evicting, before):
+    def of_block(
+        i: jax.Array, h: jax.Array, c: jax.Array, some: jax.Ref, evicting: jax.Ref, before: jax.Ref
+    ) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+        """The block to read at grid step (i, h, c): block c, and at the last step, which only writes, the last one."""
         del some, before
         return evicting[i], h, jnp.minimum(c, blocks - 1), 0
 
-    def of_tile(i, h, c, some, evicting, before):
+    def of_tile(
+        i: jax.Array, h: jax.Array, c: jax.Array, some: jax.Ref, evicting: jax.Ref, before: jax.Ref
+    ) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+        """The tile to write: that which the first slot that stays from block c on belongs to."""
         row = evicting[i]
         filling = before[(row * turns + h) * (blocks + 1) + c] // block
         return row, h, jnp.where(some[0] > 0, jnp.minimum(filling, tiles - 1), 0), 0
@@ -73,9 +96,10 @@ def _on_one_device(k, v, source, rows, *, interpret: Any):
     kv_tile: Any = pl.BlockSpec((1, together, block, dim), of_tile)
     scratch = [pltpu.VMEM((2, together, 2 * block, dim), jnp.int32)]
     if int8:
-        lanes = lambda index: lambda *arguments: (*(at := index(*arguments))[:2], 0, at[2])  # slots on the last axis
-        kv_block = parts_of(k, kv_block, pl.BlockSpec((1, together, 1, block), lanes(of_block)))
-        kv_tile = parts_of(k, kv_tile, pl.BlockSpec((1, together, 1, block), lanes(of_tile)))
+        # Scales have their slots on the last axis.
+        lanes = lambda index: lambda *arguments: (*(at := index(*arguments))[:2], 0, at[2])
+        kv_block = from_parts(k, kv_block, pl.BlockSpec((1, together, 1, block), lanes(of_block)))
+        kv_tile = from_parts(k, kv_tile, pl.BlockSpec((1, together, 1, block), lanes(of_tile)))
         scratch.append(pltpu.VMEM((2, together, 1, 2 * block), jnp.int32))
     parts = 2 if int8 else 1
     k, v = (kernel_buffer(x, blocks * block, interpret=interpret) for x in (k, v))
@@ -99,25 +123,26 @@ def _on_one_device(k, v, source, rows, *, interpret: Any):
 
 def _kernel(
     # prefetched scalars
-    some_ref,  # [1]: rows that evict
-    evicting_ref,  # [B]
-    before_ref,  # [B * heads of the grid * (blocks + 1)]
+    some_ref,  # [1]: how many rows evict
+    evicting_ref,  # [B]: their numbers
+    before_ref,  # [B * turns * (blocks + 1)]: how many slots that stay lie before each block
     # inputs
-    source_ref,  # [1, 1, tiles + 1, block]: -1 behind the last kept slot
-    k_ref,  # [1, k, block, H]; of int8 also scales [1, k, 1, block]
+    source_ref,  # [1, 1, tiles + 1, block]: the slots that stay, then -1
+    k_ref,  # [1, k, block, H], k KV heads of one grid step; of int8 also scales [1, k, 1, block]
     v_ref,
     # outputs
     k_tile_ref,  # as the inputs
     v_tile_ref,
     # scratch
-    bits_ref,  # [2 (k and v), k, 2 blocks, H]: the tile being filled, and the next
-    scale_bits_ref=None,  # [2, k, 1, 2 blocks]
+    bits_ref,  # [2 (keys and values), k, 2 blocks, H]: the tile being filled, and the next
+    scale_bits_ref=None,  # [2, k, 1, 2 blocks]; None without scales
     *,
     block: int,
     blocks: int,
     tiles: int,
     slots: int,
-):
+) -> None:
+    """Grid step (i, h, c): add block c of the i-th row that evicts to its tiles, and write the first of the two."""
     i, h, c = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     row = evicting_ref[i]
     before = lambda c: before_ref[(row * pl.num_programs(1) + h) * (blocks + 1) + c]
@@ -129,15 +154,18 @@ def _kernel(
         if scale_bits_ref is not None:
             scale_bits_ref[...] = jnp.zeros_like(scale_bits_ref)
 
-    def destinations():
-        """goes[s, r]: slot s of this block is what place r of the two tiles is to hold"""
+    def destinations() -> jax.Array:
+        """Which slot goes where, [block, 2 blocks]: 1 at [s, r] if this block's slot s goes to place r of the tiles."""
         at = [source_ref[0, 0, pl.ds(jnp.minimum(tile + n, tiles), 1), :] for n in (0, 1)]
         wanted = jnp.concatenate([jnp.broadcast_to(x, (block, block)) for x in at], axis=1)
         slot = c * block + lax.broadcasted_iota(jnp.int32, wanted.shape, 0)
         return jnp.where(wanted == slot, jnp.float32(1), jnp.float32(0)).astype(jnp.bfloat16)
 
-    def gather(block_ref, goes):
-        """The block's kept slots at their places in the two tiles, as bits (of int8 as numbers): [k, 2 blocks, H]."""
+    def gather(block_ref: jax.Ref, goes: jax.Array) -> jax.Array:
+        """The block's slots that stay, at their places in the two tiles: float32's bits, or int8's numbers.
+
+        The result is int32 [k, 2 blocks, H].
+        """
         if block_ref.dtype == jnp.int8:  # bfloat16 holds each number exactly
             numbers = block_ref[0].astype(jnp.float32).astype(jnp.bfloat16)
             return jnp.stack([move(goes, x, 0) for x in numbers]).astype(jnp.int32)
@@ -150,8 +178,8 @@ def _kernel(
             total |= lax.shift_left(moved.astype(jnp.int32), jnp.int32(shift))
         return total
 
-    def gather_scales(scale_ref, goes):
-        """Of the scales, as bits: [k, 1, 2 blocks]."""
+    def gather_scales(scale_ref: jax.Ref, goes: jax.Array) -> jax.Array:
+        """The same for scales, as float32's bits: [k, 1, 2 blocks]."""
         assert scale_bits_ref is not None
         total = jnp.zeros(scale_bits_ref.shape[1:], jnp.int32)
         bits = lax.bitcast_convert_type(scale_ref[0], jnp.int32)
@@ -164,7 +192,7 @@ def _kernel(
         (lax.shift_right_logical(bits, jnp.int32(shift)) & 0xFF).astype(jnp.float32).astype(jnp.bfloat16)
     )
     move = lambda a, b, axis: lax.dot_general(a, b, (((axis,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    buffers = [(*two_parts(tile_ref), *two_parts(ref)) for tile_ref, ref in ((k_tile_ref, k_ref), (v_tile_ref, v_ref))]
+    buffers = [(*to_parts(tile_ref), *to_parts(ref)) for tile_ref, ref in ((k_tile_ref, k_ref), (v_tile_ref, v_ref))]
 
     @pl.when(c < blocks)
     def _():
@@ -190,7 +218,7 @@ def _kernel(
             if scale_tile_ref is not None:
                 scale_tile_ref[...] = scale_ref[...]
 
-    # Full, unless it is the last one, which is written again as it is by the steps that follow.
+    # A full tile makes room for the next. The last one stays: the steps that follow write it again unchanged.
     full = before(jnp.minimum(c + 1, blocks)) // block > tile
 
     @pl.when(full & (tile + 1 < tiles))

@@ -13,6 +13,7 @@ def compact(
     source: Int32[Array, "B R"] | Int32[Array, "B K R"],
     rows: Bool[Array, "B"],
 ) -> tuple[Buffer, Buffer]:
+    """See `jkv.ops.evict.api`."""
     return _front(k, source, rows), _front(v, source, rows)
 
 

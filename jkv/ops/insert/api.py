@@ -1,4 +1,4 @@
-"""insert: the new token's key and value overwrite one slot of each row."""
+"""insert: writes a new token's key and value into one slot of each row."""
 
 from jaxtyping import Array, Float, Int32
 
@@ -6,7 +6,7 @@ from jkv.ops import dispatch
 from jkv.ops.buffer import Buffer
 from jkv.ops.insert import reference, xla
 
-_TABLE = {"xla": xla.insert, "reference": reference.insert, "pallas": dispatch.pallas("insert")}
+_TABLE = {"xla": xla.insert, "reference": reference.insert, "pallas": dispatch.pallas()}
 
 
 def insert(
@@ -18,18 +18,21 @@ def insert(
     *,
     implementation: str = "auto",
 ) -> tuple[Buffer, Buffer]:
-    """Writes `k_new[b]`, `v_new[b]` into slot `slot[b]` (or `slot[b, head]`) of row b, in place if donated or carried.
+    """Write `k_new[b]` and `v_new[b]` into slot `slot[b]` (or `slot[b, head]`) of row b.
 
-    A row (or head) whose slot is outside 0..S-1 is left as it is, so S marks a row that has nothing to write.
+    A row (or head) whose slot is outside 0..S-1 is left unchanged, so S marks a row without a new token. In place when
+    the buffers are donated or loop-carried.
 
     Args:
-      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.ops.buffer.Int8KV`).
-      k_new, v_new: one token per row, [B, K, H]; cast to the buffers' dtype, or quantised.
-      slot: int32, [B] (every KV head alike) or [B, K].
-      implementation: 'auto', 'xla', 'reference' or 'pallas'.
+      k: the buffer of keys, [B, K, S, H]; an array or int8 (`jkv.ops.buffer.Int8KV`).
+      v: the buffer of values, likewise.
+      k_new: one key per row and KV head, [B, K, H]; it is cast to the buffer's dtype, or quantised.
+      v_new: one value per row and KV head, likewise.
+      slot: where they go, int32 [B] (the same slot in every KV head) or [B, K].
+      implementation: 'auto', 'xla' or 'reference'. There is no kernel, so 'pallas' can't run.
 
     Returns:
-      (k, v), shaped as given.
+      (k, v), of the shapes and dtypes given.
 
     Raises:
       ValueError: the shapes disagree, or the implementation's name is unknown.

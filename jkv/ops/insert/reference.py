@@ -1,7 +1,7 @@
 """insert by selection over the whole buffer. For tests; it shares no code with the other implementations."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from jkv.ops.buffer import Buffer, Int8KV
 
@@ -13,12 +13,14 @@ def insert(
     v_new: Float[Array, "B K H"],
     slot: Int32[Array, "B"] | Int32[Array, "B K"],
 ) -> tuple[Buffer, Buffer]:
+    """See `jkv.ops.insert.api`."""
     slot = slot[:, None] if slot.ndim == 1 else slot
     here = jnp.arange(k.shape[2], dtype=jnp.int32)[None, None, :] == slot[:, :, None]
     return _put(k, k_new, here), _put(v, v_new, here)
 
 
-def _put(buffer: Buffer, new, here) -> Buffer:
+def _put(buffer: Buffer, new: Float[Array, "B K H"], here: Bool[Array, "B k S"]) -> Buffer:
+    """The buffer with ``new`` in the slots where ``here`` is true, for all KV heads (k = 1) or for each (k = K)."""
     if not isinstance(buffer, Int8KV):
         return jnp.where(here[..., None], new[:, :, None], buffer)
     wide = new.astype(jnp.float32)

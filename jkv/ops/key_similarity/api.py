@@ -8,7 +8,7 @@ from jkv.ops.key_similarity import pallas_tpu, reference, xla
 _TABLE = {
     "xla": xla.key_similarity,
     "reference": reference.key_similarity,
-    "pallas": dispatch.pallas("key_similarity", tpu=pallas_tpu.key_similarity),
+    "pallas": dispatch.pallas(tpu=pallas_tpu.key_similarity),
 }
 
 

@@ -1,5 +1,7 @@
-"""prefill_attention by the splash attention kernel that comes with JAX: blocks above the diagonal are skipped, and no
-T x T array exists."""
+"""prefill_attention by the splash attention kernel that comes with JAX.
+
+The kernel skips blocks of scores above the diagonal, and holds no array of T x T.
+"""
 
 from typing import Any
 
@@ -10,20 +12,31 @@ from jaxtyping import Array, Float
 
 from jkv.ops.sharding import per_shard
 
-LANES = 128
-BLOCK = 512  # tokens
+LANES = 128  # of a TPU's vector registers
+BLOCK = 512  # tokens of queries, and of keys, at a time
 
 
 def prefill_attention(
     q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *, interpret: bool = False
 ) -> Float[Array, "B T N H"]:
-    """``interpret`` runs it on a CPU. Raises NotImplementedError for heads that don't fill the kernel's lanes."""
+    """See `jkv.ops.prefill_attention.api`.
+
+    Args:
+      q: queries after RoPE.
+      k: keys after RoPE.
+      v: values.
+      interpret: whether Pallas' interpreter runs the kernel, which works on CPU.
+
+    Raises:
+      NotImplementedError: H is no multiple of 64, or the dtype is neither bfloat16 nor float32.
+    """
     if q.shape[3] % (LANES // 2):
         raise NotImplementedError(f"splash attention wants a head dimension of 64 or 128, not {q.shape[3]}")
     if q.dtype not in (jnp.bfloat16, jnp.float32):
-        raise NotImplementedError(f"splash attention is not set up for {q.dtype}")
+        raise NotImplementedError(f"splash attention is set up for bfloat16 and float32, not {q.dtype}")
 
     def on_one_device(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array]:
+        """A device's own rows and heads."""
         return (_splash(q, k, v, interpret=interpret),)
 
     (out,) = per_shard(on_one_device, ("BTNH", "BTKH", "BTKH"), ("BTNH",))(q, k, v)
@@ -35,7 +48,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool) -> jax
     padded = -(-tokens // LANES) * LANES
     padded = padded if padded <= BLOCK else -(-tokens // BLOCK) * BLOCK
     block = min(padded, BLOCK)
-    # Padding comes last: no token looks at it.
+    # Heads before tokens, and padding after the tokens, where no token attends to it.
     fit = lambda x: jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, padded - tokens), (0, 0)))
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((padded, padded))] * heads)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -46,6 +59,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool) -> jax
             q_seq_shards=1,
             interpret=interpret,
         )
-        scaled = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)  # exact for H = 64, rounded once for H = 128
+        # The kernel doesn't scale. Rounding the scaled queries is exact for H = 64, where the factor is a power of two.
+        scaled = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
         out: Any = jax.vmap(kernel)(fit(scaled), fit(k), fit(v))
     return jnp.swapaxes(out[:, :, :tokens], 1, 2).astype(q.dtype)

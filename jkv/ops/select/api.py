@@ -1,4 +1,4 @@
-"""select: the slots that stay at an eviction, those of highest score, ascending."""
+"""select: which slots stay at an eviction: those of highest score."""
 
 from jaxtyping import Array, Float32, Int32
 
@@ -8,7 +8,7 @@ from jkv.ops.select import pallas_tpu, reference, xla
 _TABLE = {
     "xla": xla.select,
     "reference": reference.select,
-    "pallas": dispatch.pallas("select", tpu=pallas_tpu.select),
+    "pallas": dispatch.pallas(tpu=pallas_tpu.select),
 }
 
 
@@ -19,19 +19,20 @@ def select(
     *,
     implementation: str = "auto",
 ) -> Int32[Array, "B l k R"]:
-    """The ``retain`` slots of highest score of each row and keep set, ascending by slot.
+    """The ``retain`` slots of highest score in each row and keep set.
 
-    Among equal scores the newest position stays, among equal positions too (dead slots) the highest slot. -0.0 and 0.0
-    are equal; infinities are scores like others. Every implementation gives the same slots, to the last one.
+    Of equal scores the newest position stays; where positions are equal, too (dead slots), the highest slot. -0.0 and
+    0.0 are equal, and so are they and subnormals; infinities are scores like any other. All implementations give the
+    same slots.
 
     Args:
-      scores: float32 [B, l, k, S], without NaN. They already carry protection (`jkv.policies.retention.priority`).
-      positions: int32 [B, l, k, S], in any order.
-      retain: R, how many stay, 1..S.
+      scores: float32 [B, l, k, S], without NaN. Protected slots must have the highest (`jkv.engine.priority.priority`).
+      positions: the position of each slot's token, int32 [B, l, k, S], in any order.
+      retain: R, how many slots stay, 1..S.
       implementation: 'auto' (may fall back to XLA), 'xla', 'reference' or 'pallas'.
 
     Returns:
-      int32 [B, l, k, R].
+      The slots, int32 [B, l, k, R], ascending along R.
 
     Raises:
       ValueError: the shapes disagree, retain is outside 1..S, or the implementation's name is unknown.
@@ -40,5 +41,5 @@ def select(
     if scores.ndim != 4 or scores.shape != positions.shape:
         raise ValueError(f"scores and positions must be [B, l, k, S] alike; got {scores.shape} and {positions.shape}")
     if not 1 <= retain <= scores.shape[-1]:
-        raise ValueError(f"retain {retain} is outside 1..{scores.shape[-1]}, the slots there are")
+        raise ValueError(f"retain is {retain}, outside 1..{scores.shape[-1]}, the number of slots")
     return dispatch.run("select", _TABLE, implementation, scores, positions, retain)

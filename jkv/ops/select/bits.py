@@ -1,4 +1,4 @@
-"""Integers in the order of floats: comparing them is exact on every platform."""
+"""Integers in the order of floats. Unlike floats, XLA compares them exactly on every platform."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -6,7 +6,13 @@ from jaxtyping import Array, Float32, Int32
 
 
 def in_order(scores: Float32[Array, "*shape"]) -> Int32[Array, "*shape"]:
-    """int32 that compare as the scores do (no NaN). Both zeros are one, and so are subnormals: XLA flushes them."""
+    """int32 numbers that compare as the scores do.
+
+    Both zeros become 0, and so do subnormals, because XLA flushes those to zero on some platforms.
+
+    Args:
+      scores: any shape, without NaN.
+    """
     zero = jnp.abs(scores) < jnp.finfo(jnp.float32).tiny
     bits = lax.bitcast_convert_type(jnp.where(zero, jnp.float32(0), scores), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)

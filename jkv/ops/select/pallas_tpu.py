@@ -1,11 +1,10 @@
-"""select as one TPU kernel: eight rows at a time come to VMEM, and only the slots that stay leave it.
+"""select as one TPU kernel: it reads eight rows at a time into VMEM, and writes only the slots that stay.
 
-The method is that of xla.py (bisection by counting, then moves to the front), with each row in a sublane and its slots
+The method is that of xla.py: bisection by counting, then moves to the front. Each row lies in one sublane, its slots
 along the lanes.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ from jaxtyping import Array, Float32, Int32
 from jkv.ops import sharding
 from jkv.ops.select.bits import in_order
 
-_ROWS = 8  # sublanes
+_ROWS = 8  # rows at a time: the sublanes of a vector register
 _LANES = 128
-_LARGEST = 65536  # slots: about 30 arrays of [_ROWS, S] may be alive in VMEM
+_LARGEST = 65536  # slots of a row: the kernel may hold about 30 arrays of [_ROWS, S] in VMEM
 _LOWEST = np.int32(np.iinfo(np.int32).min)
 
 
@@ -29,12 +28,22 @@ def select(
     positions: Int32[Array, "B l k S"],
     retain: int,
     *,
-    interpret: Any = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> Int32[Array, "B l k R"]:
-    """interpret: True or `pltpu.InterpretParams`, to run where there is no TPU."""
+    """See `jkv.ops.select.api`.
+
+    Args:
+      scores: each slot's score.
+      positions: each slot's position.
+      retain: how many slots stay.
+      interpret: whether Pallas' interpreter runs the kernel, which works on CPU.
+
+    Raises:
+      NotImplementedError: a row has more slots than fit into VMEM.
+    """
     if scores.shape[-1] > _LARGEST:
         raise NotImplementedError(
-            f"select on TPU holds a row in VMEM: at most {_LARGEST} slots, not {scores.shape[-1]}"
+            f"the TPU kernel holds a row in VMEM, which has room for at most {_LARGEST} slots, not {scores.shape[-1]}"
         )
     letters = sharding.divisible("BlKS" if scores.shape[2] > 1 else "BlkS", scores.shape)
     run = functools.partial(_select, retain=retain, interpret=interpret)
@@ -43,8 +52,13 @@ def select(
 
 
 def _select(
-    scores: Float32[Array, "B l k S"], positions: Int32[Array, "B l k S"], *, retain: int, interpret: Any
+    scores: Float32[Array, "B l k S"],
+    positions: Int32[Array, "B l k S"],
+    *,
+    retain: int,
+    interpret: bool | pltpu.InterpretParams,
 ) -> tuple[Int32[Array, "B l k R"]]:
+    """The same for the rows and keep sets of one device."""
     slots = scores.shape[-1]
     rows = int(np.prod(scores.shape[:-1]))
     wide = pl.cdiv(slots, _LANES) * _LANES
@@ -71,7 +85,8 @@ def _kernel(
     *,
     slots: int,
     retain: int,
-):
+) -> None:
+    """The slots that stay in _ROWS rows, padded to ``wide`` slots of which the first ``slots`` count."""
     wide = score_ref.shape[1]
     slot = lax.broadcasted_iota(jnp.int32, score_ref.shape, 1)
     stays, tied = jnp.zeros(score_ref.shape, jnp.int32), (slot < slots).astype(jnp.int32)
@@ -89,10 +104,14 @@ def _kernel(
 def _settle(
     key: jax.Array, bits: int, stays: jax.Array, tied: jax.Array, want: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the tied slots, ``want`` of highest key: those above the last one's key stay, those at it are tied."""
+    """Let stay, of the slots that are tied, the ``want`` of highest key, as far as the keys decide it.
+
+    As in xla.py, but ``stays`` and ``tied`` are int32 of 0 and 1.
+    """
     count = lambda which: jnp.sum(which, axis=1, keepdims=True, dtype=jnp.int32)
 
     def halve(i: jax.Array, floor: jax.Array) -> jax.Array:
+        """Set bit i of the threshold, from the highest bit on, if enough keys reach it then."""
         higher = floor + lax.shift_left(jnp.int32(1), jnp.int32(bits - 1) - i)
         return jnp.where(count(jnp.where(key >= higher, tied, 0)) >= want, higher, floor)
 
@@ -103,10 +122,12 @@ def _settle(
 
 
 def _prefix_sum(x: jax.Array, slot: jax.Array) -> jax.Array:
+    """The sum of each row up to and including each slot."""
     for step in _powers(x.shape[1]):
         x = x + jnp.where(slot >= step, pltpu.roll(x, step, 1), 0)
     return x
 
 
 def _powers(limit: int) -> list[int]:
+    """1, 2, 4 and so on, those below ``limit``."""
     return [1 << i for i in range((limit - 1).bit_length())]

@@ -1,4 +1,4 @@
-"""select by counting, for each slot, the slots that come before it. For tests; no code shared with the others."""
+"""select by counting, for each slot, the slots that rank above it. For tests; no code shared with the others."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 def select(
     scores: Float32[Array, "B l k S"], positions: Int32[Array, "B l k S"], retain: int
 ) -> Int32[Array, "B l k R"]:
+    """See `jkv.ops.select.api`."""
     slots = scores.shape[-1]
     row = lambda score, position: _one_row(score, position, retain)
     kept = jax.vmap(row)(scores.reshape(-1, slots), positions.reshape(-1, slots))
@@ -18,6 +19,7 @@ def _one_row(score: Float32[Array, " S"], position: Int32[Array, " S"], retain: 
     slot = jnp.arange(score.shape[0], dtype=jnp.int32)
 
     def stays(this: Int32[Array, ""]) -> Bool[Array, ""]:
+        """Whether fewer than ``retain`` slots rank above slot ``this``."""
         same, newest = score == score[this], position == position[this]
         better = (score > score[this]) | (same & (position > position[this])) | (same & newest & (slot > this))
         return jnp.sum(better) < retain

@@ -1,1 +1,1 @@
-"""The retention view: one sample of a traced run, token by token, as a page (HTML) and as a picture."""
+"""The retention view: one sample of a traced run, token by token, as an HTML page and as a picture."""

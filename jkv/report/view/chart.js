@@ -1,9 +1,9 @@
-// The picture beside the text: which tokens are in the buffer at each time, and how many slots they take.
+// The chart beside the text: which tokens are in the buffer over time, and how many slots they occupy.
 
 const MARGIN = { left: 46, right: 8, top: 6, bottom: 32, gap: 20 };
 
 class Chart {
-  // limit: tokens on the axis of time, the same for all runs of a page.
+  // limit: tokens on the time axis, the same for all runs of a page. seek: called with a position that is clicked.
   constructor(canvas, run, limit, seek) {
     Object.assign(this, { canvas, run, limit, moment: null, still: document.createElement("canvas") });
     canvas.addEventListener("click", (event) => {
@@ -13,7 +13,7 @@ class Chart {
     new ResizeObserver(() => this.redraw()).observe(canvas);
   }
 
-  // Everything but the line that says "now"; that line is drawn over a copy of it.
+  // Draw everything except the line of the current moment into `still`; at() draws that line over a copy of it.
   redraw() {
     const box = this.canvas.getBoundingClientRect();
     if (!box.width) return;
@@ -37,9 +37,10 @@ class Chart {
     this.at(this.moment);
   }
 
+  // Pixels from the left at which a position is drawn.
   x(position) { return MARGIN.left + (this.width * position) / Math.max(1, this.limit - 1); }
 
-  // The share of each band of tokens that is held, a column for each time. Bands run down, time runs right.
+  // An image of the fraction of each band of neighbouring tokens that is in the buffer. Tokens run down, time runs right.
   drawMap(pen, scale) {
     const { run } = this, n = run.n;
     const columns = Math.max(1, Math.min(Math.round(this.width * scale), this.limit));
@@ -51,7 +52,7 @@ class Chart {
     for (let p = 0; p < n; p++) {
       const row = band(p) * columns;
       size[band(p)]++;
-      // A prompt is put in at once, or in pieces; either way it stands there from where its tokens do.
+      // A prompt enters the buffer at once or in chunks; here each of its tokens enters at its own position.
       change[row + column(p)]++;
       first[row + column(p)]++;
       for (const set of run.sets) {
@@ -66,14 +67,14 @@ class Chart {
     for (let b = 0; b < bands; b++) {
       const start = (b * n) / bands;
       const fixed = rule.pin_prompt && start < run.prompt ? colours.pinned : start < rule.sinks ? colours.sink : null;
-      let held = 0, born = 0;
+      let held = 0, written = 0;
       for (let c = 0; c < columns; c++) {
         held += change[b * columns + c];
-        born += first[b * columns + c];
-        if (!born || c > column(n - 1)) continue;
+        written += first[b * columns + c];
+        if (!written || c > column(n - 1)) continue;
         const now = ((c + 1) * this.limit) / columns - 1;
         const full = fixed || (start > now - rule.window ? colours.window : colours.kept);
-        const share = Math.max(0, Math.min(1, held / born));
+        const share = Math.max(0, Math.min(1, held / written));
         for (let i = 0; i < 3; i++) image.data[(b * columns + c) * 4 + i] = share * full[i] + (1 - share) * colours.gone[i];
         image.data[(b * columns + c) * 4 + 3] = 255;
       }
@@ -86,11 +87,13 @@ class Chart {
     pen.drawImage(small, MARGIN.left, MARGIN.top, this.width, this.mapHeight);
   }
 
+  // [red, green, blue], 0 to 255. Assigned to fillStyle, any CSS colour reads back as #rrggbb.
   rgb(pen, colour) {
     pen.fillStyle = colour;
     return [1, 3, 5].map((i) => parseInt(pen.fillStyle.slice(i, i + 2), 16));
   }
 
+  // Pixels from the top at which so many slots are drawn.
   y(slots) { return this.lineTop + this.lineHeight * (1 - slots / (this.top * 1.08)); }
 
   drawOccupancy(pen) {
@@ -148,6 +151,7 @@ class Chart {
     label("tokens written", MARGIN.left + this.width / 2, box.height - 5, "center");
   }
 
+  // Show the line of the current moment.
   at(position) {
     this.moment = position;
     if (position === null || !this.width) return;

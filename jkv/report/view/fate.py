@@ -1,4 +1,7 @@
-"""What each token is at a moment, as numbers: the same that the page's script (model.js) says, for the picture."""
+"""The fate of each token at a moment: whether it is in the KV buffer then, why, or when it was evicted.
+
+The picture uses these functions; model.js computes the same for the page.
+"""
 
 import dataclasses
 
@@ -6,6 +9,8 @@ import numpy as np
 
 from jkv.report.view.history import History
 
+# Not written yet; in the buffer because of its score, the window, the sinks or the pinned prompt; held by some of the
+# KV heads only; evicted.
 LATER, KEPT, WINDOW, SINK, PINNED, PART, GONE = range(7)
 NAMES = ("later", "kept", "window", "sink", "pinned", "part", "gone")
 SHADES = 8
@@ -13,28 +18,43 @@ SHADES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When a history is looked at: the newest written position, and how many evictions are over."""
+    """A point in a history.
+
+    Attributes:
+        position: of the newest token that is written.
+        count: how many evictions have happened.
+    """
 
     position: int
     count: int
 
 
 def moment(history: History, eviction: int | None = None) -> Moment:
-    """After so many evictions; None is the end, 0 before the first."""
+    """The moment after ``eviction`` evictions. 0 is the moment before the first; None is the end."""
     if eviction is None or not history.evictions:
         return Moment(history.tokens - 1, history.evictions)
     return Moment(int(history.positions[max(eviction - 1, 0)]), eviction)
 
 
 def at_position(history: History, position: int, *, before: bool = False) -> Moment:
-    """When so much was written, as seen beside another run. before: no eviction is over yet."""
+    """The moment when the token at ``position`` had been written, to show several runs at the same time.
+
+    Args:
+        history: of the run; a position after its end means its end.
+        position: of the newest token.
+        before: whether no eviction at all has happened, as in ``moment(..., 0)`` of the run that is compared with.
+    """
     count = 0 if before else int(np.searchsorted(history.positions, position, side="right"))
     return Moment(min(position, history.tokens - 1), count)
 
 
 def fates(history: History, now: Moment) -> tuple[np.ndarray, np.ndarray]:
-    """For every token its fate [n] (LATER .. GONE) and its shade [n] (0 .. SHADES - 1): of GONE by when it went, of
-    PART by how many heads hold it."""
+    """The fate of each of the n tokens.
+
+    Returns:
+        [n] the fate, LATER to GONE, and [n] the shade, 0 to SHADES - 1: for GONE how late it was evicted, for PART how
+        many heads hold it, else 0.
+    """
     rule, p = history.rule, np.arange(history.tokens)
     share, last = history.held(now.count), history.gone.max((0, 1))
     fate = np.full(history.tokens, KEPT)
@@ -51,8 +71,12 @@ def fates(history: History, now: Moment) -> tuple[np.ndarray, np.ndarray]:
 
 
 def occupancy(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens written and slots occupied, [2E + 2] each: a rise to every eviction, then its fall."""
-    inserted = max(history.tokens - 2, 0)  # the last token is drawn, never put in
+    """The occupied slots over time, as a line: it rises to each of the E evictions and falls there.
+
+    Returns:
+        [2E + 2] positions of the newest token, and [2E + 2] slots occupied.
+    """
+    inserted = max(history.tokens - 2, 0)  # the last token is sampled, but never put into the buffer
     times, slots = [0], [1]
     last, left = -1, 0
     for position, kept in zip(history.positions.tolist(), history.kept.tolist(), strict=True):
@@ -63,21 +87,31 @@ def occupancy(history: History) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lifetimes(history: History, columns: int, bands: int, until: int) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each band of tokens that is held at each of ``columns`` times from 0 to ``until`` tokens written:
-    [bands, columns], NaN where none is written. Also what of it is protected, as fates."""
+    """Which tokens are in the buffer over time, as an image.
+
+    Args:
+        history: of n tokens.
+        columns: points in time, from 0 to ``until`` tokens written.
+        bands: groups of neighbouring tokens.
+        until: tokens written at the last column.
+
+    Returns:
+        [bands, columns] the fraction of each band's written tokens that is in the buffer, the mean over keep sets; NaN
+        where none is written. And [bands, columns] the fate of those in the buffer: KEPT, WINDOW, SINK or PINNED.
+    """
     n, rule = history.tokens, history.rule
     p = np.arange(n)
     band = p * bands // n
     column = lambda position: np.minimum(columns - 1, position * columns // until)
-    change, born = np.zeros((bands, columns)), np.zeros((bands, columns))
-    np.add.at(born, (band, column(p)), 1)
+    added, dropped = np.zeros((bands, columns)), np.zeros((bands, columns))
+    np.add.at(added, (band, column(p)), 1)
     sets = history.gone.shape[0] * history.gone.shape[1]
     for gone in history.gone.reshape(sets, n):
-        went = gone < history.evictions
-        np.add.at(change, (band[went], column(history.positions[gone[went]])), 1 / sets)
-    written = born.cumsum(1)
+        evicted = gone < history.evictions
+        np.add.at(dropped, (band[evicted], column(history.positions[gone[evicted]])), 1 / sets)
+    written = added.cumsum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.clip(np.where(written > 0, (written - change.cumsum(1)) / written, np.nan), 0, 1)
+        share = np.clip(np.where(written > 0, (written - dropped.cumsum(1)) / written, np.nan), 0, 1)
     share[:, int(column(np.int64(n - 1))) + 1 :] = np.nan
     start = np.arange(bands)[:, None] * n / bands
     now = (np.arange(columns) + 1)[None] * until / columns - 1

@@ -1,11 +1,11 @@
-// The page: tokens as elements, one slider over the evictions of all runs, what a token's history was on hover.
+// The page: an element for each token, one slider for all runs, and a token's history when the pointer is over it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 const make = (tag, parent, name, text) => {
   const element = document.createElement(tag);
   if (name) element.className = name;
-  if (text !== undefined) element.textContent = text;  // never markup: a model wrote it
+  if (text !== undefined) element.textContent = text;  // not as markup, as a model wrote it
   parent.append(element);
   return element;
 };
@@ -14,12 +14,12 @@ const plural = (n, word) => `${grouped(n)} ${word}${n === 1 ? "" : "s"}`;
 
 const runs = data.runs.map((run) => new Run(run));
 const limit = Math.max(...runs.map((run) => run.n));
-// Times the slider stops at: before the first eviction, after each, and when all is written.
+// The slider's stops: before the first eviction, after each eviction, and the end.
 const times = [...new Set(runs.flatMap((run) => run.positions))].sort((a, b) => a - b);
 const stops = times.length ? [{ position: times[0], before: true }, ...times.map((position) => ({ position }))] : [];
 stops.push({ position: limit - 1, end: true });
 const slider = find("slider");
-// Tokens of a block. A text that has no line so long is broken all the same.
+// Tokens are laid out in blocks that end at a newline after BLOCK tokens, and without a newline after LONGEST_BLOCK.
 const BLOCK = 150, LONGEST_BLOCK = 1000;
 
 class Panel {
@@ -35,7 +35,7 @@ class Panel {
     const canvas = make("canvas", figure);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", "Which tokens are in the buffer, and how many slots they take, over time");
-    make("figcaption", figure, "", "Above: each token from written to evicted. Below: occupied KV slots. Click to go there.");
+    make("figcaption", figure, "", "Above: each token from written to evicted. Below: occupied KV slots. Click to go to that time.");
     this.chart = new Chart(canvas, run, limit, seek);
     const text = make("div", body, "text");
     this.text = text;
@@ -58,7 +58,7 @@ class Panel {
     }
   }
 
-  // Tokens in blocks that end with a line: of a long text the browser lays out only the blocks in sight.
+  // Append tokens in blocks, so that of a long text the browser lays out only the blocks in sight.
   append(text, from, to) {
     let start = from;
     for (let p = from; p < to; p++) {
@@ -72,7 +72,7 @@ class Panel {
     }
   }
 
-  // Classes of the tokens whose fate differs from what is shown; the rest are left alone.
+  // Show a stop: set the class of each token whose fate has changed, and the line above the text.
   show(stop) {
     const { run, codes, tokens } = this;
     const position = Math.min(stop.position, run.n - 1);
@@ -104,26 +104,27 @@ class Panel {
     this.chart.at(position);
   }
 
-  // Scroll the text, not the page, to the newest token.
+  // Scroll the text, but not the page, to the newest token.
   follow() {
     const box = this.text.getBoundingClientRect();
     const newest = this.tokens[this.position].getBoundingClientRect();
     this.text.scrollTop += newest.top - box.top - box.height / 2;
   }
 
+  // What is shown when the pointer is over token p.
   describe(p) {
     const { run, count, position } = this;
     const lines = [`“${run.pieces[p] || "(part of a character)"}”`, `token ${grouped(p)}, ${run.part(p)}`, this.fateOf(p)];
     if (p > position || p === run.n - 1) return lines.join("\n");
     const score = run.score(p, count);
-    if (score === null) lines.push("no score yet: no eviction has looked at it");
+    if (score === null) lines.push("no score yet: no eviction has scored it");
     else if (score === undefined) lines.push(run.scores ? "score not recorded in this page" : "this trace has no scores");
     else {
       const when = ` at eviction ${grouped(score.event + 1)}${score.exact ? "" : " (the nearest in this page)"}`;
       if (score.value === Infinity) lines.push(`score: protected${when}`);
       else {
         const rank = score.of ? `, rank ${grouped(score.rank)} of ${grouped(score.of)}` : "";
-        lines.push(`score ${plainly(score.value)}${score.mean ? ", mean of the heads" : ""}${when}${rank}`);
+        lines.push(`score ${formatScore(score.value)}${score.mean ? ", mean of the heads" : ""}${when}${rank}`);
       }
     }
     return lines.join("\n");
@@ -134,27 +135,29 @@ class Panel {
     const last = run.last[p];
     const dropped = `eviction ${grouped(last + 1)}, at token ${grouped(run.positions[last] ?? 0)}`;
     if (p > position) return "not written yet";
-    if (p === run.n - 1) return "the last token: drawn, never put into the buffer";
+    if (p === run.n - 1) return "the last token: sampled, but never put into the buffer";
     switch (run.fate(p, position, count)) {
       case GONE: return run.sets.length > 1 ? `evicted; the last head dropped it at ${dropped}` : `evicted at ${dropped}`;
       case PART: return `in ${grouped(Math.round(run.share(p, count) * run.sets.length))} of ${run.sets.length} layers' KV heads`;
       case PINNED: return "in the buffer: pinned prompt";
       case SINK: return "in the buffer: sink";
-      case WINDOW: return "in the buffer: window" + (last < run.evictions ? `; goes at ${dropped}` : "");
-      default: return last < run.evictions ? `in the buffer; goes at ${dropped}` : "in the buffer, kept to the end";
+      case WINDOW: return "in the buffer: window" + (last < run.evictions ? `; will be evicted at ${dropped}` : "");
+      default: return last < run.evictions ? `in the buffer; will be evicted at ${dropped}` : "in the buffer, kept to the end";
     }
   }
 }
 
-// Newlines are seen as signs, then one is made; what has no text still takes a place that can be hovered.
+// The text that is shown for a token: newlines as signs followed by one line break, and a dot for a token without text.
 function shown(piece) { return piece === "" ? "·" : piece.replace(/\n+/g, (all) => "↵".repeat(all.length) + "\n"); }
 
-function plainly(x) {
+// A score as text.
+function formatScore(x) {
   const size = Math.abs(x);
   if (size >= 3.4e38) return x > 0 ? "above all others (infinite)" : "below all others";
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? x.toExponential(3) : String(Number(x.toPrecision(4)));
 }
 
+// Show the slider's stop in all panels.
 function show() {
   const stop = stops[Number(slider.value)];
   for (const panel of panels) panel.show(stop);
@@ -166,6 +169,7 @@ function show() {
   tip.hidden = true;
 }
 
+// Move the slider to a stop.
 function move(value) {
   const to = Math.max(0, Math.min(stops.length - 1, value));
   if (to === Number(slider.value)) return;
@@ -173,7 +177,7 @@ function move(value) {
   show();
 }
 
-// To the last stop that is not after a position.
+// Move the slider to the last stop that is not after a position.
 function seek(position) {
   let to = 0;
   stops.forEach((stop, index) => { if (stop.position <= position + 0.5) to = index; });
@@ -189,22 +193,23 @@ function drawLegend() {
     if (rule.pin_prompt && prompt) used.add("pinned");
     if (layers * heads > 1) used.add("part");
   }
-  const words = { kept: "kept", window: "window", sink: "sink", pinned: "pinned prompt", part: "kept by some heads", gone: "evicted" };
+  const labels = { kept: "kept", window: "window", sink: "sink", pinned: "pinned prompt", part: "kept by some heads", gone: "evicted" };
   const legend = find("legend");
-  for (const [name, word] of Object.entries(words)) {
+  for (const [name, label] of Object.entries(labels)) {
     if (!used.has(name)) continue;
     const item = make("li", legend);
     if (name === "gone" || name === "part") {
-      make("b", item, `${name} ${name}-${name === "gone" ? 3 : 4}`, word);
+      make("b", item, `${name} ${name}-${name === "gone" ? 3 : 4}`, label);
       item.append(name === "gone" ? " early " : " few ");
       const ramp = make("span", item, "ramp");
       for (let i = 0; i < SHADES; i++) make("i", ramp, `${name}-${i}`);
       item.append(name === "gone" ? " late" : " many");
-    } else make("b", item, name, word);
+    } else make("b", item, name, label);
   }
   make("b", make("li", legend), "later", "not written yet");
 }
 
+// Fill the selectors for layer and KV head. They stay hidden if all heads share one keep set.
 function fillHeads() {
   const layers = Math.max(...runs.map((run) => run.layers)), heads = Math.max(...runs.map((run) => run.heads));
   if (layers * heads === 1) return;
@@ -225,6 +230,7 @@ function fillHeads() {
 }
 
 const tip = find("tip");
+// Show the history of the token that the pointer is over.
 function point(event) {
   const token = event.target;
   if (token.panel === undefined) { tip.hidden = true; return; }
@@ -256,7 +262,7 @@ main.addEventListener("click", point);  // touch has no hover
 main.addEventListener("pointerleave", () => { tip.hidden = true; });
 document.addEventListener("scroll", () => { tip.hidden = true; }, true);
 document.addEventListener("keydown", (event) => {
-  // The slider itself and the pickers have keys of their own.
+  // The slider and the selectors handle keys themselves.
   if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   const now = Number(slider.value);
   const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: stops.length - 1 }[event.key];

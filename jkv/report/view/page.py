@@ -1,8 +1,8 @@
-"""The retention view as one HTML file: data, style and script are inside, and nothing is fetched.
+"""The retention view as a single HTML file, which contains its data, style and script and loads nothing.
 
-What a model wrote stands in the page as JSON within a script element of type application/json, with every ``<`` and
-``&`` as an escape; the script sets it as text, never as markup. Should that ever fail, the page's own content security
-policy lets no script run but its own (by hash) and nothing be loaded.
+The model's text is stored in the page as JSON, in a script element of type application/json, with every ``<``, ``>``
+and ``&`` escaped. The page's script inserts it as text, never as markup. Should that ever fail, the page's content
+security policy still allows no script but its own (identified by its hash), and loads nothing.
 """
 
 import base64
@@ -18,15 +18,20 @@ import numpy as np
 from jkv.report.view.history import History
 from jkv.terminal.text import visible
 
-# Scores in one page at most (4 bytes each): beyond it, those of every k-th eviction.
+# A page holds at most so many scores, of 4 bytes each. If there are more, it has those of every k-th eviction.
 MOST_SCORES = 1_500_000
+# If scores of each head fit for fewer than so many evictions, the page has the mean over the heads instead.
 _FEWEST_SNAPSHOTS = 8
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render_page(histories: Sequence[History], *, eviction: int | None = None) -> str:
-    """The page of one sample, by one run or by several side by side. eviction: how many of the first run's evictions
-    are over when it opens (default: everything is written)."""
+    """The HTML text of the page.
+
+    Args:
+        histories: of the same sample, in one run or in several, which are shown side by side.
+        eviction: the page opens at the moment after so many of the first run's evictions; None: at the end.
+    """
     first = histories[0]
     title = f"{first.id}, sample {first.sample}"
     script = "\n".join(('"use strict";', *(asset(name) for name in ("model.js", "chart.js", "page.js"))))
@@ -44,13 +49,13 @@ def render_page(histories: Sequence[History], *, eviction: int | None = None) ->
         "script": script,
         "data": json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(_UNSAFE),
     }
-    # Split once: what is put in may hold the marks.
+    # Split the template before anything is inserted: the inserted texts may contain the separator.
     page = asset("page.html").split("@")
     return "".join(parts.get(part, part) if index % 2 else part for index, part in enumerate(page))
 
 
 def asset(name: str) -> str:
-    """A file that ships beside this one."""
+    """The text of a file in this package: page.html, page.css or a script."""
     return resources.files("jkv.report.view").joinpath(name).read_text("utf-8")
 
 
@@ -59,8 +64,10 @@ def _hash(text: str) -> str:
 
 
 def encode(history: History) -> dict[str, Any]:
-    """A run as the page's script reads it. Keep sets aren't listed: for each token the eviction that dropped it says
-    the same."""
+    """A run's data as the page's script reads it (the constructor of Run in model.js).
+
+    It has no keep sets: for each token it has the eviction that dropped it, from which they follow.
+    """
     wide = history.evictions >= 2**16
     return {
         "label": label(history),
@@ -86,10 +93,17 @@ def encode(history: History) -> dict[str, Any]:
 
 
 def encode_scores(history: History, most: int = MOST_SCORES) -> dict[str, Any] | None:
-    """Scores of as many evictions as fit, evenly spread: the ``events`` shown, how many scores each of their rows has
-    (``sizes``), and all rows one after the other, a row a keep set.
+    """The scores of as many evictions as fit into the page, evenly spaced.
 
-    Where not even a few evictions fit with a row a head, the row is the ``mean`` over the heads that hold a token.
+    Args:
+        history: of the sample.
+        most: how many scores fit.
+
+    Returns:
+        ``events``, the evictions; ``mean``, whether there is only the mean over the heads that hold a token, because
+        scores of each head would fit for too few evictions; ``sizes``, for each event how many scores a row has;
+        ``data``, all rows one after the other, for each event a row for each keep set (with ``mean``: one row), as
+        base64 of little-endian float32. None if the trace has no scores.
     """
     if history.scores is None:
         return None
@@ -98,7 +112,7 @@ def encode_scores(history: History, most: int = MOST_SCORES) -> dict[str, Any] |
     mean = sets > 1 and _stride(counts, most) * _FEWEST_SNAPSHOTS > max(_FEWEST_SNAPSHOTS, len(counts))
     rows = [_mean_of_heads(history, event) for event in range(len(counts))] if mean else history.scores
     stride = _stride([row.size for row in rows], most)
-    # The last one always: it is what the page shows first.
+    # Count from the last one, which the page shows when it opens.
     events = sorted(range(len(rows) - 1, -1, -stride))
     return {
         "events": events,
@@ -113,7 +127,7 @@ def _stride(counts: Sequence[int], most: int) -> int:
 
 
 def _mean_of_heads(history: History, event: int) -> np.ndarray:
-    """[m]: of every token that some head held before an eviction, its mean score over those heads."""
+    """[m]: the mean score of each of the m tokens that some head held before an eviction, over the heads that did."""
     assert history.scores is not None
     written = np.arange(history.tokens) <= history.positions[event]
     there = (history.gone >= event) & written
@@ -130,27 +144,27 @@ def _bytes(array: np.ndarray, kind: str) -> str:
 
 
 def label(history: History) -> str:
-    """The policy, and the run's directory where there is no summary to name it."""
+    """The policy's name, or the run's directory if the run has no summary.json yet."""
     return visible(history.rule.policy or history.run)
 
 
 def detail(history: History) -> str:
-    """The budget words, and how the sample ended, on one line."""
+    """One line of text: model, budget settings, answer, and how the sample ended."""
     rule = history.rule
-    words = [rule.model] if rule.model else []
+    parts = [rule.model] if rule.model else []
     if rule.budget is None:
-        words.append("no summary.json yet: budget words unknown")
+        parts.append("no summary.json yet: budget settings unknown")
     else:
-        words += [f"budget {rule.budget:,}", f"retain {rule.retain:,}", f"window {rule.window:,}"]
-        words += [f"sinks {rule.sinks:,}"] if rule.sinks else []
-        words += ["prompt pinned"] if rule.pin_prompt else []
+        parts += [f"budget {rule.budget:,}", f"retain {rule.retain:,}", f"window {rule.window:,}"]
+        parts += [f"sinks {rule.sinks:,}"] if rule.sinks else []
+        parts += ["prompt pinned"] if rule.pin_prompt else []
     if history.gone.shape[:2] != (1, 1):
-        words.append("a keep set per layer and KV head")
+        parts.append("a keep set for each layer and KV head")
     if history.answer is not None:
         grade = {True: " (right)", False: " (wrong)", None: ""}[history.correct]
-        words.append(f"answer {history.answer[:40]}{grade}")
+        parts.append(f"answer {history.answer[:40]}{grade}")
     if history.finish == "length":
-        words.append("cut off at the token limit")
+        parts.append("cut off at the token limit")
     if history.text_missing:
-        words.append("the run has no pieces, tokens are shown by id")
-    return visible(", ".join(" ".join(word.split()) for word in words))
+        parts.append("the run has no token texts, tokens are shown by id")
+    return visible(", ".join(" ".join(part.split()) for part in parts))

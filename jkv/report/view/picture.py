@@ -1,13 +1,13 @@
-"""The retention view as a picture, for papers: tokens coloured by fate, their lifetimes, and the slots they took.
+"""The retention view as a picture, for papers: tokens coloured by their fate, their lifetimes, and the occupied slots.
 
-Up to some hundred tokens are written out; more of them become one small square each, in reading order.
+Up to 700 tokens are written out; longer samples have one small square for each token, in reading order.
 """
 
 import functools
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,17 +18,29 @@ from jkv.report.view.history import History
 from jkv.report.view.page import asset, detail, label
 from jkv.terminal.text import visible
 
-# Beyond this the tokens are squares.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# A longer sample's tokens are drawn as squares.
 _WRITTEN_OUT = 700
-_FONT, _ADVANCE = "DejaVu Sans Mono", 0.602  # its characters are that many font sizes wide
-_SIZE, _LINE = 7.5, 1.75  # points, and lines apart
-# Inches.
+_FONT, _ADVANCE = "DejaVu Sans Mono", 0.602  # and the width of its characters, in font sizes
+_SIZE, _LINE = 7.5, 1.75  # font size in points, and the distance between lines in font sizes
+# Inches: margins, the gap between columns, widths of text and charts, heights of legend and head.
 _MARGIN, _GAP, _TEXT, _CHART, _LEGEND, _HEAD = 0.15, 0.7, 5.6, 3.3, 0.35, 0.52
 
 
 def draw_view(path: pathlib.Path, histories: Sequence[History], *, eviction: int | None = None) -> None:
-    """Write the picture (its suffix says how: .png, .svg, .pdf). One run: tokens on the left, charts on the right;
-    several: a column each. eviction: as in ``jkv.view``."""
+    """Write the picture. One run has its tokens on the left and the charts on the right; several runs a column each.
+
+    Args:
+        path: where to write it; its suffix (.png, .svg, .pdf) is the format.
+        histories: of the same sample, in one run or several.
+        eviction: show the moment after so many of the first run's evictions; None: the end.
+
+    Raises:
+        OSError: the file can't be written.
+    """
     from matplotlib.figure import Figure
 
     first = fate.moment(histories[0], eviction)
@@ -45,8 +57,8 @@ def draw_view(path: pathlib.Path, histories: Sequence[History], *, eviction: int
         height = _HEAD + 2.9 + 0.5 + max(heights) + _LEGEND
     figure = Figure(figsize=(width, height))
 
-    def axes(left: float, top: float, wide: float, high: float) -> Any:
-        """Axes by inches from the left and from the top."""
+    def axes(left: float, top: float, wide: float, high: float) -> "Axes":
+        """New axes. All arguments are in inches; ``top`` counts from the figure's upper edge."""
         return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
 
     for index, (history, now) in enumerate(zip(histories, moments, strict=True)):
@@ -66,7 +78,7 @@ def draw_view(path: pathlib.Path, histories: Sequence[History], *, eviction: int
 
 @functools.cache
 def colours() -> dict[str, str]:
-    """The page's colours on a light ground: kept, window, gone-3, ..."""
+    """The page's colours on a light background by their names in page.css (kept, window, gone-3, ...), as '#rrggbb'."""
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", asset("page.css").split("}")[0]))
 
 
@@ -76,21 +88,21 @@ def _rgb(names: Sequence[str]) -> np.ndarray:
     return np.array([to_rgb(colours()[name]) for name in names])
 
 
-def _names(history: History, now: Moment) -> list[str]:
-    """The colour of each token."""
+def _colour_names(history: History, now: Moment) -> list[str]:
+    """The name of each token's colour."""
     kinds, shades = fate.fates(history, now)
-    words = []
+    names = []
     for kind, shade in zip(kinds.tolist(), shades.tolist(), strict=True):
-        word = fate.NAMES[kind]
-        words.append(f"{word}-{shade}" if kind in (fate.GONE, fate.PART) else "page" if kind == fate.LATER else word)
-    return words
+        name = fate.NAMES[kind]
+        names.append(f"{name}-{shade}" if kind in (fate.GONE, fate.PART) else "page" if kind == fate.LATER else name)
+    return names
 
 
-def _title(figure: Any, history: History, now: Moment, left: float, height: float) -> None:
+def _title(figure: "Figure", history: History, now: Moment, left: float, height: float) -> None:
     ended = "at the end" if now.position == history.tokens - 1 else f"{now.position + 1:,} tokens written"
     evictions = f"{now.count:,} of {history.evictions:,} evictions"
     name = f"{label(history)}: {visible(history.id)}, sample {history.sample}, {ended}, {evictions}"
-    style = {"ha": "left", "va": "top", "parse_math": False}
+    style: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False}
     figure.text(left, 1 - 0.1 / height, _drawable(name)[:90], fontsize=9, weight="bold", **style)
     figure.text(
         left, 1 - 0.29 / height, _drawable(detail(history))[:110], fontsize=7, color=colours()["quiet"], **style
@@ -98,11 +110,12 @@ def _title(figure: Any, history: History, now: Moment, left: float, height: floa
 
 
 def _columns() -> int:
+    """Characters in a line."""
     return int(_TEXT * 72 / (_SIZE * _ADVANCE))
 
 
 def _text_height(history: History) -> float:
-    """Inches that the tokens take."""
+    """The height of the tokens, in inches."""
     if history.tokens > _WRITTEN_OUT:
         across = _across(history.tokens)
         return _TEXT * -(-history.tokens // across) / across
@@ -110,17 +123,19 @@ def _text_height(history: History) -> float:
 
 
 def _across(tokens: int) -> int:
-    """Squares in a line: so many that the tokens fill a block of about 3 to 2."""
+    """Squares in a line, at least 40: about as many as make the whole 1.5 times as wide as high."""
     return max(40, int(np.ceil((tokens * 1.5) ** 0.5)))
 
 
 def _segments(history: History) -> list[tuple[int, int, str, int]]:
-    """The tokens in lines, a token only broken where it has newlines or is longer than a line: row, column, characters,
-    token."""
+    """Break the text into lines: (row, column, characters, token).
+
+    A token is only split at its newlines, and where it is longer than a line.
+    """
     out, row, column, wide = [], 0, 0, _columns()
     starts = {history.prompt_tokens, history.thought_end} - {0, history.tokens}
     for token, piece in enumerate(history.pieces):
-        if token in starts:  # prompt, thought and answer stand apart
+        if token in starts:  # an empty line between prompt, thought and answer
             row, column = row + 1 + (column > 0), 0
         for index, line in enumerate(re.split("\n+", visible(piece))):
             full = column and column + len(line) > wide >= len(line)
@@ -142,13 +157,13 @@ def _glyphs() -> frozenset[int]:
 
 
 def _drawable(text: str) -> str:
-    """Characters that the font doesn't have become squares."""
+    """The text with a square for each character that the font doesn't have."""
     return "".join(c if ord(c) in _glyphs() else "\u25a1" for c in text)
 
 
-def _tokens(axes: Any, history: History, now: Moment) -> None:
+def _tokens(axes: "Axes", history: History, now: Moment) -> None:
     axes.set_axis_off()
-    names = _names(history, now)
+    names = _colour_names(history, now)
     if history.tokens > _WRITTEN_OUT:
         across = _across(history.tokens)
         rows = -(-history.tokens // across)
@@ -161,7 +176,7 @@ def _tokens(axes: Any, history: History, now: Moment) -> None:
     segments = _segments(history)
     axes.set_xlim(0, _columns())
     axes.set_ylim(max(row for row, *_ in segments) + 1 if segments else 1, 0)
-    style = {"fontsize": _SIZE, "family": _FONT, "ha": "left", "va": "center", "parse_math": False}
+    style: dict[str, Any] = {"fontsize": _SIZE, "family": _FONT, "ha": "left", "va": "center", "parse_math": False}
     for row, column, text, token in segments:
         name = names[token]
         gone, later = name.startswith("gone"), name == "page"
@@ -172,7 +187,7 @@ def _tokens(axes: Any, history: History, now: Moment) -> None:
             axes.plot([column, column + len(text)], [row + 0.5] * 2, color=colours()["strike"], lw=0.5)
 
 
-def _lifetimes(axes: Any, history: History, now: Moment, until: int) -> None:
+def _lifetimes(axes: "Axes", history: History, now: Moment, until: int) -> None:
     columns, bands = min(until, 900), min(history.tokens, 600)
     share, kind = fate.lifetimes(history, columns, bands, until)
     full = _rgb(["later", "kept", "window", "sink", "pinned"])[kind]
@@ -182,14 +197,14 @@ def _lifetimes(axes: Any, history: History, now: Moment, until: int) -> None:
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0, until, history.tokens, 0))
     axes.set_ylabel("token", fontsize=7)
     axes.tick_params(labelsize=6, labelbottom=False, length=2)
-    _line(axes, now)
+    _now_line(axes, now)
 
 
-def _line(axes: Any, now: Moment) -> None:
+def _now_line(axes: "Axes", now: Moment) -> None:
     axes.axvline(now.position + 1, color=colours()["ink"], lw=0.9, clip_on=False)
 
 
-def _occupancy(axes: Any, history: History, now: Moment, until: int) -> None:
+def _occupancy(axes: "Axes", history: History, now: Moment, until: int) -> None:
     times, slots = fate.occupancy(history)
     axes.plot(times + 1, slots, color=colours()["accent"], lw=0.9)
     if history.rule.budget is not None:
@@ -201,21 +216,21 @@ def _occupancy(axes: Any, history: History, now: Moment, until: int) -> None:
     axes.set_xlabel("tokens written", fontsize=7)
     axes.set_ylabel("KV slots", fontsize=7)
     axes.tick_params(labelsize=6, length=2)
-    _line(axes, now)
+    _now_line(axes, now)
 
 
-def _legend(figure: Any, histories: Sequence[History]) -> None:
+def _legend(figure: "Figure", histories: Sequence[History]) -> None:
     from matplotlib.patches import Patch
 
     rules = [history.rule for history in histories]
-    words = [("kept", "kept")]
-    words += [("window", "window")] if any(rule.window for rule in rules) else []
-    words += [("sink", "sink")] if any(rule.sinks for rule in rules) else []
-    words += [("pinned", "pinned prompt")] if any(rule.pin_prompt for rule in rules) else []
+    entries = [("kept", "kept")]
+    entries += [("window", "window")] if any(rule.window for rule in rules) else []
+    entries += [("sink", "sink")] if any(rule.sinks for rule in rules) else []
+    entries += [("pinned", "pinned prompt")] if any(rule.pin_prompt for rule in rules) else []
     if any(history.gone.shape[:2] != (1, 1) for history in histories):
-        words += [("part-1", "kept by few heads"), ("part-6", "by many")]
-    words += [("gone-1", "evicted early"), ("gone-7", "evicted late")]
-    patches = [Patch(facecolor=colours()[name], edgecolor=colours()["line"], label=text) for name, text in words]
+        entries += [("part-1", "kept by few heads"), ("part-6", "by many")]
+    entries += [("gone-1", "evicted early"), ("gone-7", "evicted late")]
+    patches = [Patch(facecolor=colours()[name], edgecolor=colours()["line"], label=text) for name, text in entries]
     left = _MARGIN / figure.get_figwidth() - 0.006
     figure.legend(
         handles=patches,

@@ -1,4 +1,4 @@
-"""What ``jkv.view`` returns: a page that a notebook shows inline, and that can be saved."""
+"""What ``jkv.view`` returns: a page that a notebook shows, and that can be saved to a file."""
 
 import dataclasses
 import html
@@ -14,7 +14,16 @@ PICTURES = (".png", ".svg", ".pdf")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class View:
-    """One sample, by one run or several. eviction: shown after so many (None: at its end).  height: in pixels."""
+    """The retention view of one sample.
+
+    Attributes:
+        histories: of the sample, in one run or in several, which are shown side by side.
+        eviction: it shows the moment after so many of the first run's evictions; None: the end.
+        height: in a notebook, in pixels.
+
+    Raises:
+        UserError: the first run has fewer evictions than ``eviction``, or it is negative.
+    """
 
     histories: tuple[History, ...]
     eviction: int | None = None
@@ -33,17 +42,24 @@ class View:
 
     @property
     def html(self) -> str:
-        """The page."""
+        """The page as HTML text."""
         return render_page(self.histories, eviction=self.eviction)
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own: styles don't mix with the notebook's, and scripts can't reach it."""
-        look = f'title="KV retention view" style="width: 100%; height: {self.height:d}px; border: 0"'
-        return f'<iframe {look} sandbox="allow-scripts" srcdoc="{html.escape(self.html)}"></iframe>'
+        """The page in an iframe, so that its styles don't affect the notebook and its scripts can't reach it."""
+        attributes = f'title="KV retention view" style="width: 100%; height: {self.height:d}px; border: 0"'
+        return f'<iframe {attributes} sandbox="allow-scripts" srcdoc="{html.escape(self.html)}"></iframe>'
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write the page (.html) or the picture (.png, .svg, .pdf). Raises UserError for another kind of file, OSError
-        where it can't be written."""
+        """Write the page or the picture.
+
+        Args:
+            path: ends in .html for the page, in .png, .svg or .pdf for the picture. Its directory is made if missing.
+
+        Raises:
+            UserError: the path has another suffix.
+            OSError: the file can't be written.
+        """
         path = pathlib.Path(path)
         kind = path.suffix.lower()
         if kind in (".html", ".htm"):

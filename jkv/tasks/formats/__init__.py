@@ -1,1 +1,1 @@
-"""How a row of a data set becomes a prompt and a reference answer. One file a format; jkv.tasks.benchmark explains."""
+"""Formats turn a data set's row into a message and a reference answer, one file each; see ``jkv.tasks.benchmark``."""

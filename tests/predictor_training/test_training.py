@@ -117,7 +117,7 @@ import pathlib, sys
 from jkv.terminal import command as cli
 from jkv.predictor_training.training import train
 from jkv.models.predictor import random_predictor
-from tests.importance.test_training import D, data, recipe
+from tests.predictor_training.test_training import D, data, recipe
 cli.run(lambda _: train(recipe(), data(), random_predictor(D), pathlib.Path(sys.argv[1])))
 """
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tests.compilation import quick_environment
+from tests.support.compilation import quick_environment
 
 DEVICES = 8  # of all processes together
 

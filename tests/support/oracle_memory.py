@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from tests.engine.oracle import Row, Scorer, UniformDraws
-from tests.engine.oracle_scores import attention, observed, raise_observed, redundancy
+from tests.support.oracle import Row, Scorer, UniformDraws
+from tests.support.oracle_scores import attention, observed, raise_observed, redundancy
 
 LONGEST = 1000  # positions a test reaches
 

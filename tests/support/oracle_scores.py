@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from tests.engine.oracle import Row, Scorer, UniformDraws
+from tests.support.oracle import Row, Scorer, UniformDraws
 
 
 def softmax(logits: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.requests import complete, prompts
+from tests.support.requests import complete, prompts
 
 __all__ = ["FAMILY", "LLAMA3", "QWEN3_G1", "YARN", "Tiny", "complete", "prompts"]
 

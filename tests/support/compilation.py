@@ -1,8 +1,8 @@
 """How tests compile: most of their time is XLA's, so what checks logic alone does without its optimisations.
 
-tests/conftest.py leaves out XLA's newer emitters for the whole session where it can (tests/quick_flags.py); a package
-whose conftest imports ``quick_compilation`` leaves out most optimisations, too. A test of bits, or of the compiled
-program itself, asks for what users get.
+tests/conftest.py switches XLA's newer emitters off for the whole session where it can (tests/support/quick_flags.py). A
+package whose conftest imports ``quick_compilation`` switches most optimisations off, too. A test of bits, or of the
+compiled program itself, asks for what users get.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from jkv.engine.placement import OneDevice
-from tests.quick_flags import QUICK_FLAGS, USERS_OPTIONS
+from tests.support.quick_flags import QUICK_FLAGS, USERS_OPTIONS
 
 
 @contextlib.contextmanager

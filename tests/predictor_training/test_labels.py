@@ -15,7 +15,7 @@ from converters.hf import read_hf
 from jkv.predictor_training import labels
 from jkv.predictor_training.labels import Labeller, label, padded_length
 from jkv.predictor_training.traces import Trace
-from tests.tiny import FAMILY, Tiny, prompts
+from tests.support.tiny import FAMILY, Tiny, prompts
 
 HORIZON = 9
 LENGTHS = (60, 37, 50)
