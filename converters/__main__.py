@@ -64,8 +64,8 @@ def convert(source: str, destination: Path, *, to_hf: bool = False, dtype: str |
         dtype: of the written weights: float32, bfloat16 or float16; None for the source's.
 
     Raises:
-        UserError: the source can't be read or is no model that jkv supports, it is to be converted in the wrong
-            direction, or the destination isn't empty.
+        UserError: the source can't be read, isn't supported, or is to be converted in the wrong direction; or the
+            destination isn't empty.
     """
     from converters.hf import read_hf, read_predictor, write_hf
     from converters.orbax_io import is_converted, read_converted, write_converted

@@ -215,8 +215,8 @@ def _check_expressible(config: ModelConfig) -> None:
     }
     if not biases[kind]:
         shown = f"qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, mlp_bias={config.mlp_bias}"
-        raise UserError(f"a Hugging Face {kind} config can't say {shown}")
+        raise UserError(f"a Hugging Face {kind} config can't express {shown}")
     if config.qk_norm != (kind == "qwen3"):
-        raise UserError(f"a Hugging Face {kind} config can't say qk_norm={config.qk_norm}")
+        raise UserError(f"a Hugging Face {kind} config can't express qk_norm={config.qk_norm}")
     if kind == "llama" and config.d_model % config.n_heads:
         raise UserError(f"transformers refuses a llama of d_model {config.d_model} with {config.n_heads} heads")

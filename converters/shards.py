@@ -69,7 +69,7 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"can't be read ({error.strerror or error})", where=str(path)) from None
     except SafetensorError as error:
-        mend = "the file is torn or not safetensors: download it again"
+        mend = "the file is incomplete or not safetensors: download it again"
         raise UserError(f"can't be read as safetensors ({error})", where=str(path), mend=mend) from None
 
 

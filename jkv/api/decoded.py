@@ -16,11 +16,11 @@ from qwix import QArray
 
 from jkv.config.decode import DecodeConfig
 from jkv.errors import UserError
-from jkv.files.run_files import SAMPLES, read_rows
 from jkv.load import Loaded
 from jkv.models.quantized import INT8
 from jkv.run.closing import summary_table
 from jkv.run.decode import run
+from jkv.run.directory import read_samples
 from jkv.run.opening import AtHand
 from jkv.terminal import flags
 from jkv.terminal.notebook_line import status_line
@@ -127,8 +127,7 @@ def decode_from_python(
             summary = run(run_config, AtHand(loaded), screen=screen)
         if summary is None:
             raise UserError("jkv.decode runs on one host", mend="on several run python -m jkv.decode")
-        rows_of_samples = read_rows(directory / SAMPLES)
-        samples = sorted(rows_of_samples, key=lambda row: (_natural(row["id"]), row["sample"]))
+        samples = sorted(read_samples(directory), key=lambda row: (_natural(row["id"]), row["sample"]))
         html = screen.export_html(inline_styles=True, code_format=_FRAME)
         decoded = Decoded(summary, samples, directory, html)
     except BaseException:

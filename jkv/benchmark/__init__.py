@@ -1,4 +1,4 @@
-"""Measurements of speed. Machines drift, so what is compared is always measured in one run.
+"""Measurements of speed. Machines drift, so what `jkv.bench` compares takes turns within one run.
 
 versus.py     `python -m jkv.bench`: jkv beside transformers' `generate`
 policies.py   `python -m jkv.bench --policies`: what each policy costs, beside the full cache

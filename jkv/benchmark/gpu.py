@@ -179,7 +179,7 @@ def _ops(plan: Plan, implementation: str) -> Cells:
 
 
 def _loads(plan: Plan, limit: int | None) -> Iterator[list["Load"]]:
-    """What the decode program is measured with, in groups of one model each, since its weights have to be made anew.
+    """What the decode program is measured with, in groups of one model each: only one model's weights fit at a time.
 
     First, for every model, the first batch and budget: as users get it, with XLA's ops only, with policy dynts, at a
     second budget, and with the full cache. Then the first batch at the other budgets and the other batches at two; then

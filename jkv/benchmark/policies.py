@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from jkv.config.bench import BenchConfig
 from jkv.engine.engine import Engine
 from jkv.engine.events import Completion, Eviction, Progress, Request
 from jkv.errors import UserError
@@ -30,8 +29,11 @@ from jkv.models.config import ModelConfig
 from jkv.policies import Full, Policy, Retention, get_policy, policy_names
 from jkv.policies.untrained import bind_untrained
 
+if TYPE_CHECKING:
+    from jkv.config.bench import BenchConfig
 
-def compare_policies(config: BenchConfig) -> dict[str, Any]:
+
+def compare_policies(config: "BenchConfig") -> dict[str, Any]:
     """Run the comparison and print its table.
 
     Args:
@@ -135,7 +137,7 @@ class _Contestant:
         return int(self.engine.state.evictions[0])
 
 
-def _figures(config: BenchConfig, retain: int, ratios: dict[str, list[float]], full_step: float) -> dict[str, Any]:
+def _figures(config: "BenchConfig", retain: int, ratios: dict[str, list[float]], full_step: float) -> dict[str, Any]:
     """What `compare_policies` returns. ratios: to the full cache's time, by policy and turn.  full_step: seconds."""
     typical = {name: statistics.median(values) for name, values in ratios.items()}
     rows = {

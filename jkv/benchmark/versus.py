@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jkv.config.bench import BenchConfig
 from jkv.engine.engine import Engine
 from jkv.engine.events import Completion, Request
 from jkv.errors import UserError
@@ -28,8 +27,11 @@ from jkv.models import Decoder
 from jkv.policies import Policy, Retention, get_policy
 from jkv.policies.full import Full
 
+if TYPE_CHECKING:
+    from jkv.config.bench import BenchConfig
 
-def versus(config: BenchConfig) -> dict[str, Any]:
+
+def versus(config: "BenchConfig") -> dict[str, Any]:
     """Run the comparison and print its table.
 
     Args:
@@ -78,7 +80,7 @@ def versus(config: BenchConfig) -> dict[str, Any]:
     return figures
 
 
-def _random_llama(config: BenchConfig, directory: pathlib.Path) -> Any:
+def _random_llama(config: "BenchConfig", directory: pathlib.Path) -> Any:
     """A transformers.LlamaForCausalLM with random weights, which are also saved to a directory for jkv to read."""
     try:
         import torch
@@ -116,7 +118,7 @@ def _transformers(model: Any, prompts: np.ndarray, new_tokens: int) -> Callable[
 
 
 def _jkv(
-    model: Decoder, prompts: np.ndarray, config: BenchConfig, policy: Policy, rule: Retention
+    model: Decoder, prompts: np.ndarray, config: "BenchConfig", policy: Policy, rule: Retention
 ) -> Callable[[], None]:
     """A function that continues all prompts with an Engine, which compiles in the first run."""
     engine = Engine(model, policy=policy, rule=rule, batch_size=len(prompts), eos_ids=())
@@ -155,7 +157,7 @@ def _read_bandwidth(size: int = 1 << 28) -> float:
 
 
 def _figures(
-    config: BenchConfig, seconds: dict[str, list[float]], bandwidth: list[float], weight_bytes: int
+    config: "BenchConfig", seconds: dict[str, list[float]], bandwidth: list[float], weight_bytes: int
 ) -> dict[str, Any]:
     """What `versus` returns. seconds: of each contestant, by turn.  bandwidth: bytes/s, by turn.
 

@@ -19,7 +19,7 @@ class PlanConfig:
     topology: str = "v5e:2x4"
     """TPU to compile for: v5e:2x4, v6e:2x2, v5p:2x2x1 and so on"""
     mesh: str = "data=1,model=8"
-    """how its chips share the work, as data=ROWS,model=HEADS; auto chooses the sizes"""
+    """how the TPU's chips share the work, as data=ROWS,model=HEADS; auto chooses the sizes"""
     batch_size: int = 32
     policy: str = "dynts"
     budget: int | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jkv.distributed.hosts import Hosts, rows_per_replica
 from jkv.distributed.mesh import check_sizes, make_mesh, parse_mesh
@@ -35,7 +36,7 @@ def settle_mesh(
     *,
     rows: int,
     slots: int,
-    dtype: Any,
+    dtype: DTypeLike,
     weights: str | None = None,
     kv: str | None = None,
     devices: Sequence[Any] | None = None,

@@ -78,8 +78,8 @@ class Engine:
             seed: with a request's id and sample it determines all its random draws.
             steps_per_call: decode steps in one call of the device. Fewer yield progress more often, but cost more
                 calls.
-            implementation: which one of the array operations' implementations runs: 'auto', 'xla', 'pallas' or 'reference'
-                (`jkv.ops.dispatch`).
+            implementation: which implementation of the array operations runs: 'auto', 'xla', 'pallas' or
+                'reference' (`jkv.ops.dispatch`).
             parameters: what ``Policy.bind`` returned beside the policy: a pytree of arrays.
             record_scores: whether the evictions of a traced run carry scores.
             kv: how keys and values are stored: None in the model's dtype, or 'int8' (`jkv.ops.buffer`).

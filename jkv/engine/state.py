@@ -33,8 +33,8 @@ class DecodeSetup:
         rule: the budget, how many slots stay after an eviction, and what is never evicted.
         sampler: draws the next token.
         eos_ids: tokens that end a sequence; none: every request runs to its ``max_new_tokens``.
-        implementation: which one of the array operations' implementations runs: 'auto', 'xla', 'pallas' or 'reference'
-            (`jkv.ops.dispatch`).
+        implementation: which implementation of the array operations runs: 'auto', 'xla', 'pallas' or
+            'reference' (`jkv.ops.dispatch`).
         record_scores: whether the state keeps what each row's last eviction was decided by (`Scored`).
     """
 

@@ -120,7 +120,7 @@ def topology_devices(text: str) -> tuple[Chip, list[Any]]:
 
     chip, sizes = parse_topology(text)
     hosts = {}
-    if math.prod(sizes) < 4:  # libtpu takes a host to have at least four chips, unless it is told
+    if math.prod(sizes) < 4:  # libtpu takes a host to have four or eight chips, unless it is given their number
         hosts = {"chips_per_host_bounds": [*sizes, 1, 1][:3]}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=text, **hosts)

@@ -52,7 +52,7 @@ def abstract_parameters(
     ready_policies: list[Policy] = []
 
     def make_parameters() -> Any:
-        """Random parameters. The policy that comes with them is no array: it leaves by the list."""
+        """Random parameters. `jax.eval_shape` returns shapes only, so the policy is put into the list."""
         ready, parameters = bind_untrained(policy, config)
         ready_policies.append(ready)
         return parameters

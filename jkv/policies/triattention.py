@@ -12,9 +12,9 @@ granularity head keeps layers apart here and shared averages everything; and it 
 the other tokens, while here all occupied slots count and the prompt is pinned only by ``--pin-prompt``. It evicts every
 128 tokens (``--retain`` budget - 128).
 
-The mean over d needs no loop. cos(w (D + d) + phi) is the real part of a product of two numbers: the key as cached,
-after RoPE, and mu_f rotated to the newest position and multiplied by a constant, the mean over d of exp(i w_f d). So
-the first term is a dot product of the key with one made-up query a head.
+The mean over d needs no loop. cos(w (D + d) + phi) is the real part of a product of two complex numbers: the key as
+cached, after RoPE, and mu_f rotated to the newest position and multiplied by a constant, the mean over d of exp(i w_f
+d). So the first term is a dot product of the key with one made-up query a head.
 """
 
 import dataclasses

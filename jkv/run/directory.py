@@ -18,6 +18,7 @@ from jkv.files.run_files import (
     TIMINGS,
     TRACE,
     json_object,
+    read_rows,
     whole_lines,
 )
 from jkv.files.whole import write_bytes
@@ -302,6 +303,11 @@ def refuse_other_config(path: pathlib.Path, before: dict[str, Any], now: dict[st
         what = _CHANGED.get(key, f"{key} {before.get(key)!r}, now {now.get(key)!r}")
         mend = "give a new --out, or the flags it was made with"
         raise UserError(f"was made with another config ({what})", where=str(path), mend=mend)
+
+
+def read_samples(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl in ``path``, a run's directory that is closed, in the order of finishing."""
+    return read_rows(path / SAMPLES)
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

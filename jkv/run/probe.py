@@ -1,4 +1,4 @@
-"""The memory probe, end to end: read each probe within the budget, draw one token, compare it, write table and picture."""
+"""The memory probe, end to end: read each probe within the budget, draw one token, compare it, write the results."""
 
 import pathlib
 from collections.abc import Iterator

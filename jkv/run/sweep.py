@@ -1,4 +1,4 @@
-"""A sweep, end to end: check every cell, decode each (a model's weights are loaded once), write the results after each."""
+"""A sweep, end to end: check every cell, decode each (weights are loaded once a model), write results after each."""
 
 import dataclasses
 import itertools

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from jkv.config.sweep import Cell, SweepConfig
-from jkv.files.run_files import SAMPLES, read_rows
 from jkv.report.board import Board
 from jkv.report.figure import draw_figure
 from jkv.report.policies_figure import draw_policies
 from jkv.report.published import Published
 from jkv.report.results import Result, results_tables, write_results
+from jkv.run.directory import read_samples
 from jkv.run.summary import Summary
 from jkv.terminal.screen import Screen
 from jkv.terminal.text import visible
@@ -105,7 +105,7 @@ def _correct(directory: pathlib.Path) -> dict[str, list[float]]:
     and continued.
     """
     correct: dict[str, list[float]] = {}
-    for row in sorted(read_rows(directory / SAMPLES), key=lambda row: (row["id"], row["sample"])):
+    for row in sorted(read_samples(directory), key=lambda row: (row["id"], row["sample"])):
         if row["correct"] is not None:
             correct.setdefault(row["id"], []).append(float(row["correct"]))
     return correct

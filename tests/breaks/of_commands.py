@@ -126,7 +126,7 @@ CONFIG = (
     Break(
         "a-models-word-beats-the-policys",
         "config",
-        (("settings = {**shared, **words, **its, **own,", "settings = {**shared, **words, **own, **its,"),),
+        (("settings = {**shared, **<<a>>, **its, **own,", "settings = {**shared, **<<a>>, **own, **its,"),),
         ("test_sweep::test_models_and_the_full_cache_may_have_words_of_their_own",),
     ),
     Break(

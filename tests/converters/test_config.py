@@ -278,8 +278,8 @@ def test_any_rope_value_is_read_or_refused_in_one_line(kind, changes):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"qkv_bias": True}, "a Hugging Face llama config can't say qkv_bias=True, o_bias=False, mlp_bias=False"),
-        ({"qk_norm": True}, "a Hugging Face llama config can't say qk_norm=True"),
+        ({"qkv_bias": True}, "a Hugging Face llama config can't express qkv_bias=True, o_bias=False, mlp_bias=False"),
+        ({"qk_norm": True}, "a Hugging Face llama config can't express qk_norm=True"),
         ({"d_model": 66}, "transformers refuses a llama of d_model 66 with 4 heads"),
     ],
 )

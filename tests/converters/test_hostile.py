@@ -34,7 +34,7 @@ def test_torn(checkpoint, keep):
     checkpoint.weights.write_bytes(raw[:keep])
     message = refusal(checkpoint)
     assert message.startswith(f"{checkpoint.weights}: can't be read as safetensors (")
-    assert message.endswith("; the file is torn or not safetensors: download it again")
+    assert message.endswith("; the file is incomplete or not safetensors: download it again")
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**40, 100_000_001])

@@ -19,7 +19,7 @@ from converters.files import read_json
 from jkv.config.plan import PlanConfig
 from jkv.engine.sampling import Greedy
 from jkv.errors import UserError
-from jkv.files.shipped import MODELS
+from jkv.files.shipped import MODELS, OF_HUB
 from jkv.models import Decoder
 from jkv.planning import chips
 from jkv.planning.compile import Target, abstract_parameters
@@ -52,7 +52,7 @@ def target(model="r1-llama-8b", policy="window", retain=2188, budget=2500, granu
 
 
 def test_every_shipped_config_is_read_and_has_its_checkpoints_parameters():
-    assert set(shipped()) == set(PARAMETERS)
+    assert set(shipped()) == set(OF_HUB.values()) == set(PARAMETERS)
     for name, expected in PARAMETERS.items():
         config = from_hf(read_json(MODELS / f"{name}.json"))
         one, two = (_parameters(dataclasses.replace(config, n_layers=n)) for n in (1, 2))

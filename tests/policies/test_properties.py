@@ -108,14 +108,13 @@ def fresh(case: Case, batch_size: int = 3, *, as_users_do: bool = False) -> Engi
     return engine
 
 
-# Plain runs see every policy, and every kind of rule; the rest is slow.
+# Plain runs see a policy for each thing that a policy can ask for, and every kind of rule; slow runs see every policy.
 OTHERWISE = {
     Case("snapkv-16-mean-avg", "one-out"), Case("random", "one-out", "head"), Case("gkv", "bulk", "head"),
 }  # fmt: skip
-ELSEWHERE = {"random", "gkv", "snapkv-16-mean-avg", "dynts-random", "dynts-bottom"}
-PLAIN = OTHERWISE | {Case(name) for name in EVICTING if name not in ELSEWHERE}
 # One of each kind of need, for what depends on the kind more than on the policy.
 KINDS = OTHERWISE | {Case(name) for name in ("dynts", "h2o", "keydiff", "window")}
+PLAIN = KINDS | {Case(name) for name in ("sepllm", "trimkv", "vase")}
 LONG_PLAIN = {Case("h2o", long=True), Case("snapkv", long=True)}
 
 
@@ -123,9 +122,11 @@ EVERY_RULE = [("bulk", "shared"), ("bulk", "head"), ("one-out", "shared"), ("one
 SOME_RULES = [EVERY_RULE[0], EVERY_RULE[3]]
 
 
-def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULES, *, long: bool = False) -> list:
-    """``plain``, and in slow runs every other evicting entry under one of the rules, in turn."""
-    turn = {Case(name, *rules[i // 2 % len(rules)], long) for i, name in enumerate(EVICTING) if i % 2 == 0}
+def cases(
+    plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULES, *, long: bool = False, each: int = 2
+) -> list:
+    """``plain``, and in slow runs every ``each``-th evicting entry, under one of the rules in turn."""
+    turn = {Case(name, *rules[i // each % len(rules)], long) for i, name in enumerate(EVICTING) if i % each == 0}
     return [
         pytest.param(case, id=str(case), marks=() if case in plain else pytest.mark.slow)
         for case in sorted(plain | turn, key=str)
@@ -133,7 +134,7 @@ def cases(plain: set[Case], rules: Sequence[tuple[str, Granularity]] = SOME_RULE
 
 
 every_kind = pytest.mark.parametrize("case", cases(KINDS))
-every_case = pytest.mark.parametrize("case", cases(PLAIN))
+every_case = pytest.mark.parametrize("case", cases(PLAIN, each=1))
 every_long_case = pytest.mark.parametrize("case", cases(LONG_PLAIN, long=True))
 # Three engines a case, with all of XLA's optimisations. tests/engine has bit-equality over batch sizes, too.
 batch_cases = pytest.mark.parametrize(

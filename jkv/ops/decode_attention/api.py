@@ -1,4 +1,4 @@
-"""decode_attention: one query per row over the occupied slots of the KV buffer, the new token put in on the way."""
+"""decode_attention: inserts each row's new token into the KV buffer, and attends to the row's occupied slots."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,14 @@ _TABLE = {
 
 
 class DecodeAttention(NamedTuple):
-    """out: in the dtype of q.  k, v: the buffers with the new token in.  weights: None unless asked for."""
+    """What `decode_attention` returns.
+
+    Attributes:
+      out: the attention's output, in the dtype of the queries.
+      k: the buffer of keys, with the new token's.
+      v: the buffer of values, with the new token's.
+      weights: the softmax weight of every slot, float32, 0 at dead slots; None unless asked for.
+    """
 
     out: Float[Array, "B N H"]
     k: Buffer
@@ -39,26 +46,27 @@ def decode_attention(
     weights: bool = False,
     implementation: str = "auto",
 ) -> DecodeAttention:
-    """Writes each row's new key and value into its slot, then attends to the row's first `length[b]` slots.
+    """Write each row's new key and value into its slot, then attend to the row's first `length[b]` slots.
 
-    Query head n reads KV head n // G, where G = N / K. Softmax is in float32; slot order does not matter, because keys
-    are cached after RoPE. Slots at or past the length may hold anything, NaN included. A row of length 0 returns zeros.
-    In place when the buffers are donated or loop-carried.
+    Query head n reads KV head n // G, where G = N / K. The softmax is in float32. The order of slots doesn't matter,
+    because keys are cached after RoPE. Slots at or past the length may hold anything, NaN included. A row of length 0
+    returns zeros. In place when the buffers are donated or loop-carried.
 
-    On CPU in float32 a row's result depends on that row alone: it is bit-equal at any B, in any row, beside any rows.
+    On CPU in float32 a row's result depends on that row alone: its bits are the same at any B and beside any rows.
 
     Args:
-      q: queries, [B, N, H].
-      k_new, v_new: one token a row, [B, K, H]; cast to the buffers' dtype, or quantised: it is attended to as it is
-        stored.
-      k, v: the buffers, [B, K, S, H]; arrays or int8 (`jkv.ops.buffer.Int8KV`), multiplied by their scales as they
-        are read.
-      slot: where the new token goes, int32 [B] (every KV head alike) or [B, K]: one of the row's first `length` slots.
-        Any other number writes nothing.
+      q: one query per row and query head, after RoPE, [B, N, H].
+      k_new: one key per row and KV head, after RoPE, [B, K, H]. It is cast to the buffer's dtype, or quantised, and
+        attended to as it is stored.
+      v_new: one value per row and KV head, likewise.
+      k: the buffer of keys, [B, K, S, H]; an array or int8 (`jkv.ops.buffer.Int8KV`).
+      v: the buffer of values, likewise.
+      slot: where the new token goes, int32 [B] (the same slot in every KV head) or [B, K]: one of the row's first
+        `length` slots. Any other number writes nothing.
       length: occupied slots of each row, the new token's included, int32 [B], each in 0..S.
-      scale: multiplies the scores; None means H ** -0.5.
-      weights: whether the softmax weights of every slot are wanted, too: float32 [B, N, S], zero at dead slots. The TPU
-        kernel hands out its scores as it goes; XLA makes a second pass over the keys.
+      scale: what scores are multiplied by; None means H ** -0.5.
+      weights: whether to return the softmax weights, too. The Pallas kernels write out their scores on the way; XLA
+        makes a second pass over the keys.
       implementation: 'auto' (may fall back to XLA), 'xla', 'reference' or 'pallas'.
 
     Raises:
@@ -66,12 +74,12 @@ def decode_attention(
       NotImplementedError: the implementation asked for by name can't run here.
     """
     if k.shape != v.shape or k.dtype != v.dtype:
-        raise ValueError(f"k and v differ: {k.shape} {k.dtype} and {v.shape} {v.dtype}")
+        raise ValueError(f"k and v must be alike; got {k.shape} {k.dtype} and {v.shape} {v.dtype}")
     if q.ndim != 3 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[3]:
         raise ValueError(f"q must be [B, N, H] and k [B, K, S, H]; got {q.shape} and {k.shape}")
     rows, heads, slots, dim = k.shape
     if q.shape[1] % heads:
-        raise ValueError(f"{q.shape[1]} query heads do not divide into {heads} KV heads")
+        raise ValueError(f"{q.shape[1]} query heads do not divide evenly among {heads} KV heads")
     if k_new.shape != (rows, heads, dim) or v_new.shape != (rows, heads, dim):
         raise ValueError(f"k_new and v_new must be {(rows, heads, dim)}; got {k_new.shape} and {v_new.shape}")
     if slot.shape not in ((rows,), (rows, heads)):

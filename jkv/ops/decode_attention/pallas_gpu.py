@@ -1,17 +1,19 @@
 """decode_attention for Hopper GPUs: a Pallas kernel (Mosaic GPU) over the occupied slots, split among thread blocks.
 
-One thread block takes a share of one row's and KV head's occupied blocks of BLOCK slots: keys and values come to shared
-memory by bulk copies, STAGES blocks ahead, the tensor cores multiply in bfloat16 and add in float32. Blocks past a
-row's length are neither read nor computed. The shares (an online softmax each) are put together by XLA; so is the new
-token put into its slot beforehand, by a scatter that is done in place.
+The occupied slots of one row and KV head are cut into blocks of BLOCK slots, and these into shares, one for each thread
+block. Bulk copies bring keys and values to shared memory, STAGES blocks ahead; the tensor cores multiply in bfloat16
+and add in float32. Blocks past a row's length are neither read nor computed. Each share is an online softmax of its
+own. XLA does the rest: before the kernel it inserts the new token by a scatter in place, and afterwards it combines the
+shares.
 
-A bulk copy into the tensor cores' layout starts at a row that is a multiple of TILE, so the buffer is seen as one list
-of B*K*S rows and a share begins up to TILE - 1 rows before its KV head's first slot. What is read there, like dead
-slots at the end, belongs to somebody else: its scores are masked, and its values are zeroed before they are weighed.
+A bulk copy into the tensor cores' layout must start at a multiple of TILE rows. So the buffer is treated as one list of
+B*K*S rows, and reading begins up to TILE - 1 rows before a KV head's first slot. Those rows belong to another KV head.
+Like dead slots at the end, they are read, but their scores are masked and their values zeroed before they are weighted.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,14 @@ from jaxtyping import Array, Float, Int32
 from jkv.ops.buffer import Buffer, Int8KV
 from jkv.ops.insert import xla as insert_xla
 
-BLOCK = 64  # slots
-STAGES = 2  # blocks of keys and of values on their way or in use; two thread blocks fit one multiprocessor
-TILE = 8  # rows: of shared memory's tiles, which query heads are padded to
-ROWS = 64  # rows of a tensor core's product
-THREAD_BLOCKS = 264  # at work at once: two on each multiprocessor of an H100 or H200
-SHORTEST = 4  # blocks: a share is not made shorter than this
-EDGE = 3  # blocks that a share's beginning and end take as long as
-_LOWEST = -1e30
+BLOCK = 64  # slots at a time
+STAGES = 2  # blocks of keys, and of values, in flight or in use; with 2, two thread blocks fit one multiprocessor
+TILE = 8  # rows of a tile of shared memory; query heads are padded to a multiple
+ROWS = 64  # rows of the left operand of a tensor core instruction
+THREAD_BLOCKS = 264  # that run at once: two on each of the 132 multiprocessors of an H100 or H200
+SHORTEST = 4  # blocks: the least of a share
+EDGE = 3  # the time that a share takes to begin and end, in blocks
+_LOWEST = -1e30  # the score of a masked slot: finite, so that no difference of scores is NaN
 
 
 def decode_attention(
@@ -46,24 +48,38 @@ def decode_attention(
     weights: bool = False,
     interpret: object = None,
 ) -> tuple[Float[Array, "B N H"], Buffer, Buffer, Float[Array, "B N S"] | None]:
-    """The op of `jkv.ops.decode_attention` on Hopper. interpret: parameters of Pallas' GPU interpreter (CPU), or None.
+    """See `jkv.ops.decode_attention.api`.
+
+    Args:
+      q: one query per row and query head.
+      k_new: one key per row and KV head.
+      v_new: one value per row and KV head.
+      k: the buffer of keys.
+      v: the buffer of values.
+      slot: where the new token goes.
+      length: occupied slots of each row.
+      scale: what scores are multiplied by.
+      weights: whether to return the softmax weights, too.
+      interpret: parameters of Pallas' GPU interpreter, which works on CPU; None for a GPU. (Their class isn't public.)
 
     Raises:
-      NotImplementedError: another GPU than a Hopper; another dtype than bfloat16, int8 too; H not 64 or 128; more
-        than ROWS query heads a KV head; B * K * S not a multiple of TILE.
+      NotImplementedError: the GPU isn't a Hopper; the buffers aren't bfloat16; H is neither 64 nor 128; a KV head has
+        more than ROWS query heads; or B * K * S is no multiple of TILE.
     """
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
     if isinstance(k, Int8KV) or isinstance(v, Int8KV):
-        raise NotImplementedError("it multiplies bfloat16, not int8")
+        raise NotImplementedError("the Hopper kernel multiplies bfloat16, not int8")
     _check(q, k, interpret)
     k, v = insert_xla.insert(k, v, k_new.astype(k.dtype), v_new.astype(v.dtype), slot)
+    assert not isinstance(k, Int8KV)
+    assert not isinstance(v, Int8KV)
     group = heads // kv_heads
     padded = -(-group // TILE) * TILE
     query = q.astype(k.dtype).reshape(batch, kv_heads, group, dim)
     query = jnp.pad(query, ((0, 0), (0, 0), (0, padded - group), (0, 0)))
     length = jnp.clip(length, 0, slots)
-    # Scores are in units of log 2, for exp2.
+    # With log2(e) in the scale, weights are powers of two: exp2 of a score.
     share = _shares(query, k, v, length, scale=scale * math.log2(math.e), weights=weights, interpret=interpret)
     weighted, top, total, score = share
     highest = jnp.max(top, axis=2, keepdims=True)
@@ -83,36 +99,57 @@ def decode_attention(
 
 
 def _check(q: jax.Array, k: jax.Array, interpret: object) -> None:
+    """Raise NotImplementedError if the kernel can't run."""
     batch, kv_heads, slots, dim = k.shape
     if interpret is None and jax.default_backend() == "gpu":
         capability = str(jax.local_devices()[0].compute_capability)
         if not capability.startswith("9."):
-            raise NotImplementedError(f"its tensor core instructions are Hopper's (9.0), not those of {capability}")
+            raise NotImplementedError(f"the kernel needs a Hopper GPU (compute capability 9), not one of {capability}")
     if k.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"it multiplies bfloat16, not {k.dtype}")
+        raise NotImplementedError(f"the Hopper kernel multiplies bfloat16, not {k.dtype}")
     if dim not in (64, 128):
-        raise NotImplementedError(f"head dim {dim} is neither 64 nor 128")
+        raise NotImplementedError(f"head dimension {dim} is neither 64 nor 128")
     if q.shape[1] > ROWS * kv_heads:
-        raise NotImplementedError(f"{q.shape[1] // kv_heads} query heads a KV head are more than {ROWS}")
+        raise NotImplementedError(f"{q.shape[1] // kv_heads} query heads per KV head are more than {ROWS}")
     if batch * kv_heads * slots % TILE:
         raise NotImplementedError(f"{batch} rows x {kv_heads} KV heads x {slots} slots are no multiple of {TILE}")
 
 
 def _lead(index: jax.Array, slots: int) -> jax.Array:
-    """How far before its first slot KV head number `index` (b * K + head) is read from."""
+    """How many rows before its first slot a KV head is read from. index: b * K + head."""
     return lax.rem(index * jnp.int32(slots), jnp.int32(TILE))
 
 
 def _splits(heads: int, blocks: int) -> int:
-    """Shares of a KV head's blocks, for `heads` of them in all rows: those that are over soonest, taken THREAD_BLOCKS
-    at a time. One more share than fits at once would double the time."""
+    """Into how many shares the blocks of each KV head are split, so that all of them are done soonest.
+
+    THREAD_BLOCKS shares run at once, so one share more than fits can take as long as another round of them.
+
+    Args:
+      heads: KV heads in all rows together, B * K.
+      blocks: blocks of each.
+    """
     rounds = lambda splits: pl.cdiv(heads * splits, THREAD_BLOCKS)
     return min(range(1, max(1, blocks // SHORTEST) + 1), key=lambda n: rounds(n) * (pl.cdiv(blocks, n) + EDGE))
 
 
-def _shares(query, k, v, length, *, scale, weights, interpret):
-    """Per share: weighted values [B, K, splits, g, H], highest score and sum of weights [B, K, splits, g], all float32.
-    Also, if asked for, the scores of all slots [B, K, g, whole blocks]; dead ones are undefined. g: G padded."""
+def _shares(
+    query: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: jax.Array,
+    *,
+    scale: float,
+    weights: bool,
+    interpret: object,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Run the kernel: an online softmax over each share. Below, g is G padded to a multiple of TILE.
+
+    Returns:
+      The weighted sum of values [B, K, splits, g, H], the highest score [B, K, splits, g], and the sum of weights
+      [B, K, splits, g] of each share, all float32. Then, if asked for, the scores of all slots [B, K, g, whole blocks],
+      undefined at dead ones; else None.
+    """
     batch, kv_heads, slots, dim = k.shape
     padded = query.shape[2]
     most = pl.cdiv(slots + TILE - 1, BLOCK)
@@ -122,6 +159,7 @@ def _shares(query, k, v, length, *, scale, weights, interpret):
     out_type = [float32(batch, kv_heads, splits, padded, dim), *[float32(batch, kv_heads, splits, padded)] * 2]
     if weights:
         out_type.append(float32(batch, kv_heads, padded, most * BLOCK))
+    interpreter: dict[str, Any] = {} if interpret is None else {"interpret": interpret}
     kernel = plgpu.kernel(
         functools.partial(_attend, slots=slots, splits=splits, scale=scale, interpret=interpret),
         out_type=tuple(out_type),
@@ -137,12 +175,12 @@ def _shares(query, k, v, length, *, scale, weights, interpret):
             "v_here": plgpu.Barrier(num_barriers=STAGES),
         },
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        **({} if interpret is None else {"interpret": interpret}),
+        **interpreter,
     )
-    # Buffers as one list of rows: no bytes move.
+    # The buffers become one list of rows, which moves no bytes.
     rows = lambda x: x.reshape(batch * kv_heads * slots, dim)
-    found = kernel(query, rows(k), rows(v), length)
-    return (*found, None) if len(found) == 3 else found
+    weighted, top, total, *score = kernel(query, rows(k), rows(v), length)
+    return weighted, top, total, score[0] if score else None
 
 
 def _attend(
@@ -155,16 +193,17 @@ def _attend(
     splits: int,
     scale: float,
     interpret: object,
-    q_tile,  # [ROWS, H]: rows past g hold what shared memory held before. No row of a product depends on another.
+    q_tile,  # [ROWS, H]: rows past g are undefined, which is harmless: no row of a product depends on another
     k_tile,  # [STAGES, BLOCK, H]
     v_tile,
-    q_here,
+    q_here,  # barriers: the copy to this tile has arrived
     k_here,
     v_here,
-):
+) -> None:
+    """One thread block: share `split` of the occupied blocks of KV head `head` in row `row`."""
     weighted_ref, top_ref, total_ref, *score_ref = refs
     split, head, row = (lax.axis_index(name) for name in ("split", "head", "row"))
-    lay_out = plgpu.layout_cast if interpret is None else lambda x, layout: x  # the interpreter knows no layouts
+    lay_out = plgpu.layout_cast if interpret is None else lambda x, layout: x  # the interpreter has no layouts
     padded, dim = q_ref.shape[2:]
     length = length_ref[row]
     index = row * q_ref.shape[1] + head
@@ -175,7 +214,9 @@ def _attend(
     first = jnp.minimum(split * each, blocks)
     count = jnp.minimum(each, blocks - first)
 
-    def fetch(ref, tile, here, i):
+    def fetch(ref: jax.Ref, tile: jax.Ref, here: jax.Ref, i: jax.Array) -> None:
+        """Start the copy of the share's block i into its stage's tile, if the share has so many."""
+
         @pl.when(i < count)
         def _():
             stage = lax.rem(i, jnp.int32(STAGES))
@@ -188,11 +229,13 @@ def _attend(
         fetch(v_ref, v_tile, v_here, jnp.int32(i))
     plgpu.barrier_wait(q_here)
 
-    def live(i, shape, axis):
+    def live(i: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+        """Which slots of block i are occupied ones of this KV head. axis: that of the slots, in an array of `shape`."""
         at = lay_out(lax.broadcasted_iota(jnp.int32, shape, axis), plgpu.Layout.WGMMA) + (first + i) * BLOCK
         return (at >= lead) & (at < lead + length)
 
-    def block(i, state):
+    def block(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Add block i. state: each query's highest score so far, its sum of weights, its weighted sum of values."""
         top, total, weighted = state
         stage = lax.rem(i, jnp.int32(STAGES))
         plgpu.barrier_wait(k_here.at[stage])
@@ -210,7 +253,7 @@ def _attend(
         start = (first + i) * BLOCK
 
         @pl.when((start < lead) | (start + BLOCK > lead + length))
-        def _():  # zero times NaN is NaN
+        def _():  # values that don't count may be NaN, and 0 times NaN is NaN
             value = v_tile[stage]
             v_tile[stage] = jnp.where(live(i, value.shape, 0), value, jnp.zeros_like(value))
             plgpu.commit_smem()
@@ -230,10 +273,11 @@ def _attend(
     _put(total, total_ref.at[row, head, split])
 
 
-def _put(value, ref):
-    """The first rows of `value`, as many as `ref` has, by way of shared memory."""
+def _put(value: jax.Array, ref: Any) -> None:
+    """Write the first rows of `value` through shared memory. ref: a view (`.at`) of an output, with as many rows."""
 
-    def scoped(tile):
+    def scoped(tile: jax.Ref) -> None:
+        """tile: shared memory in the shape of `value`."""
         tile[...] = value
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(tile.at[pl.ds(0, ref.shape[0])], ref)
@@ -242,15 +286,16 @@ def _put(value, ref):
     pl.run_scoped(scoped, plgpu.SMEM(value.shape, value.dtype))
 
 
-def _multiply(a, b, *, transposed, interpret):
-    """a @ b, or a @ b.T, by the tensor cores. a: in shared memory or in registers; b: in shared memory."""
-    if interpret is not None:  # the interpreter knows neither transposed operands nor such in registers
+def _multiply(a: Any, b: Any, *, transposed: bool, interpret: object) -> jax.Array:
+    """a @ b, or a @ b.T, by the tensor cores. a: in shared memory or in registers; b: a view of shared memory."""
+    if interpret is not None:  # the interpreter supports neither transposed operands nor operands in registers
         left, right = (x[...].astype(jnp.float32) for x in (a, b))
-        plgpu.commit_smem()  # plain reads, unlike the tensor cores', are not over for the next copy without it
+        plgpu.commit_smem()  # orders these plain reads before the next copy; tensor cores' reads need no such order
         return left @ (right.T if transposed else right)
     b = b.T if transposed else b
 
-    def product(total):
+    def product(total: Any) -> jax.Array:
+        """total: the tensor cores' accumulator, zero at first."""
         plgpu.wgmma(total, a, b)
         return total[...]
 

@@ -1,11 +1,12 @@
-"""decode_attention on TPU: one pass over the occupied blocks of the buffer, the new token put in on the way.
+"""decode_attention on TPU: one pass over the occupied blocks of the buffer, which also inserts the new token.
 
-Grid (row, KV heads, block of slots). Blocks past a row's length are neither fetched nor computed: their steps name the
-next row's first block, which is then on its way early. The new token is the softmax's first term, so that no block has
-to be changed before it is used; of the buffer only the tile around its slot is written back, in place.
+The grid is (row, KV heads, block of slots). Blocks past a row's length are neither fetched nor computed: their grid
+steps name the next row's first block, so that it is fetched early. The new token is the first term of the online
+softmax, so no block has to be changed before it is used. Of the buffer only the tile around the new token's slot is
+written, in place.
 
-An int8 buffer's blocks come as integers and are widened in VMEM, exactly, to the queries' dtype. A slot's scale
-multiplies what its integers' product is: the score with its key, the weight of its value.
+An int8 buffer's blocks are fetched as integers and converted in VMEM to the queries' dtype, which is exact. A key's
+scale multiplies its score, a value's scale multiplies its weight.
 """
 
 import functools
@@ -22,10 +23,10 @@ from jkv.ops.buffer import Buffer, Int8KV, like
 from jkv.ops.sharding import per_shard
 from jkv.ops.tpu import cut_to, from_parts, in_hbm, kernel_buffer, to_parts
 
-BLOCK_BYTES = 256 * 1024  # of keys fetched at a time: well above a grid step's fixed cost, well below a row
-MAX_BLOCK = 1024  # slots: a row reads half a block too much on average
+BLOCK_BYTES = 256 * 1024  # of keys fetched at a time: enough to hide a grid step's fixed cost, far less than a row
+MAX_BLOCK = 1024  # slots at a time: on average a row reads half a block too much
 _LANES = 128
-_LOWEST = -1e30
+_LOWEST = -1e30  # the score of a dead slot: finite, so that no difference of scores is NaN
 
 
 def decode_attention(
@@ -39,8 +40,25 @@ def decode_attention(
     *,
     scale: float,
     weights: bool,
-    interpret: Any = False,
-) -> tuple[jax.Array, Buffer, Buffer, jax.Array | None]:
+    interpret: bool | pltpu.InterpretParams = False,
+) -> tuple[Float[Array, "B N H"], Buffer, Buffer, Float[Array, "B N S"] | None]:
+    """See `jkv.ops.decode_attention.api`.
+
+    Args:
+      q: one query per row and query head.
+      k_new: one key per row and KV head.
+      v_new: one value per row and KV head.
+      k: the buffer of keys.
+      v: the buffer of values.
+      slot: where the new token goes.
+      length: occupied slots of each row.
+      scale: what scores are multiplied by.
+      weights: whether to return the softmax weights, too.
+      interpret: whether Pallas' interpreter runs the kernel, which works on CPU.
+
+    Raises:
+      NotImplementedError: the buffers' dtype (of int8, the dtype it stands for) is neither bfloat16 nor float32.
+    """
     if k.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"the TPU kernel reads bfloat16 and float32, not {k.dtype}")
     run = functools.partial(_on_one_device, scale=scale, weights=weights, interpret=interpret)
@@ -50,41 +68,60 @@ def decode_attention(
     return found if weights else (*found, None)
 
 
-def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights: bool, interpret: Any):
+def _on_one_device(
+    q: jax.Array,
+    k_new: jax.Array,
+    v_new: jax.Array,
+    k: Buffer,
+    v: Buffer,
+    slot: jax.Array,
+    length: jax.Array,
+    *,
+    scale: float,
+    weights: bool,
+    interpret: bool | pltpu.InterpretParams,
+) -> tuple[jax.Array | Int8KV, ...]:
+    """The same for the rows and heads of one device: out, k, v, and the weights if asked for."""
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
     group = heads // kv_heads
     int8 = isinstance(k, Int8KV)
-    item = 1 if int8 else k.dtype.itemsize
-    tile = min(32 // item, slots)  # slots of one memory tile: the least that can be written
-    together = kv_heads if slot.ndim == 1 else 1  # KV heads of one grid step: they must write the same slot
-    # Scales of a block lie along lanes, so it is whole lanes even where it is the only one.
+    item = 1 if isinstance(k, Int8KV) else k.dtype.itemsize
+    tile = min(32 // item, slots)  # slots of one memory tile, the least that can be written
+    together = kv_heads if slot.ndim == 1 else 1  # KV heads of one grid step, which must write the same slot
+    # A block's scales lie along lanes, so an int8 block is a multiple of the lanes even where it is the only one.
     block = block_slots(slots, together * dim * item, _LANES if int8 else tile)
     blocks = pl.cdiv(slots, block)
     slot = slot if slot.ndim == 2 else slot[:, None]
     length = jnp.clip(length, 0, slots)
-    # A slot outside the occupied ones writes nothing; its row rewrites its first tile as it was.
-    slot = jnp.where((slot >= 0) & (slot < length[:, None]), slot, -1).reshape(
-        -1
-    )  # [B * turns]: scalars are stored flat
-    turns = kv_heads // together
+    # A slot outside the occupied ones (-1 below) writes nothing: its row writes its first tile back unchanged.
+    slot = jnp.where((slot >= 0) & (slot < length[:, None]), slot, -1)
+    slot = slot.reshape(-1)  # [B * turns]: prefetched scalars are passed flat
+    turns = kv_heads // together  # grid steps for the KV heads of a row: 1 or K
 
-    def live(b, i, length):
-        """The block to fetch at step i of row b."""
+    def fetched(b: jax.Array, i: jax.Array, length: jax.Ref) -> tuple[jax.Array, jax.Array]:
+        """Row and number of the block to fetch at step i of row b.
+
+        Past the row's last occupied block it is the first of the next row; in the last row, that last block once more.
+        """
         there = jnp.maximum(pl.cdiv(length[b], block), 1)
         following = jnp.minimum(b + 1, batch - 1)
         return jnp.where(i < there, b, following), jnp.where(
             i < there, i, jnp.where(b + 1 < batch, 0, jnp.maximum(pl.cdiv(length[batch - 1], block), 1) - 1)
         )
 
-    def of_block(b, h, i, length, slot):
+    def of_block(
+        b: jax.Array, h: jax.Array, i: jax.Array, length: jax.Ref, slot: jax.Ref
+    ) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+        """Index of the block of keys and values to fetch at grid step (b, h, i)."""
         del slot
-        row, at = live(b, i, length)
+        row, at = fetched(b, i, length)
         return row, h, at, 0
 
     one = lambda b, h, i, length, slot: (b, h, 0, 0)
     written = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b * turns + h], 0) // tile, 0)
-    lanes = lambda index: lambda *arguments: (*(at := index(*arguments))[:2], 0, at[2])  # slots on the last axis
+    # Scales have their slots on the last axis.
+    lanes = lambda index: lambda *arguments: (*(at := index(*arguments))[:2], 0, at[2])
     of_scales = lambda b, h, i, length, slot: (b, h, jnp.maximum(slot[b * turns + h], 0) // _LANES, 0)
     kv_block: Any = pl.BlockSpec((1, together, block, dim), of_block)
     kv_tile: Any = pl.BlockSpec((1, together, tile, dim), written)
@@ -121,7 +158,7 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
                 pltpu.VMEM((together, group, dim), jnp.float32),
             ],
         ),
-        # Operands are counted by their parts, after two scalars, the queries and the new keys and values.
+        # Operands are counted by their arrays. Before the buffers come two scalars, the queries, new keys and values.
         input_output_aliases={3 + 2 * parts + i: 1 + i for i in range(2 * parts)},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
@@ -144,8 +181,10 @@ def _on_one_device(q, k_new, v_new, k, v, slot, length, *, scale: float, weights
 
 
 def _new(buffer: Buffer, new: Float[Array, "B K H"]) -> Any:
-    """The new keys or values [B, K, 1, H] as the buffer will hold them; integers as float32, of which one row is less
-    trouble to a TPU."""
+    """The new keys or values [B, K, 1, H] as the buffer will hold them.
+
+    Integers are given as float32: a TPU's tile of int8 has 32 rows, of which one token would fill a single one.
+    """
     stored = like(buffer, new[:, :, None])
     if not isinstance(stored, Int8KV):
         return stored
@@ -153,13 +192,19 @@ def _new(buffer: Buffer, new: Float[Array, "B K H"]) -> Any:
 
 
 def block_slots(slots: int, slot_bytes: int, tile: int) -> int:
-    """Slots fetched at a time: a multiple of the tile, and of the lanes where there is more than one block."""
+    """How many slots to fetch at a time: a multiple of the tile, and of the lanes if there is more than one block.
+
+    Args:
+      slots: S.
+      slot_bytes: bytes of the keys of one slot, in all KV heads of a grid step.
+      tile: slots of one memory tile.
+    """
     most = min(MAX_BLOCK, max(_LANES, BLOCK_BYTES // slot_bytes // _LANES * _LANES))
     return min(most, pl.cdiv(slots, tile) * tile)
 
 
 def _softmax(logits: Float[Array, "B K G S"], length: Int32[Array, "B"]) -> Float[Array, "B K G S"]:
-    """Weights of the occupied slots; what the kernel left in the others is not looked at."""
+    """The weights of the occupied slots, 0 at the others, where the kernel's scores are undefined."""
     live = (jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] < length[:, None])[:, None, None, :]
     top = jnp.max(jnp.where(live, logits, jnp.float32(_LOWEST)), axis=-1, keepdims=True)
     weight = jnp.where(live, jnp.exp(logits - top), jnp.float32(0))
@@ -170,9 +215,9 @@ def _softmax(logits: Float[Array, "B K G S"], length: Int32[Array, "B"]) -> Floa
 def _kernel(
     # prefetched scalars
     length_ref,  # [B]
-    slot_ref,  # [B * heads of the grid]: -1 writes nothing
+    slot_ref,  # [B * turns]: -1 writes nothing
     # inputs
-    q_ref,  # [1, k, G, H]
+    q_ref,  # [1, k, G, H], k KV heads of one grid step
     k_new_ref,  # [1, k, 1, H]; of int8 also scales [1, k, 1, 1]
     v_new_ref,
     k_ref,  # [1, k, block, H]; scales [1, k, 1, block]
@@ -185,7 +230,8 @@ def _kernel(
     scale: float,
     block: int,
     tile: int,
-):
+) -> None:
+    """Grid step (b, h, i): attend to block i of row b; if the new token's slot is in it, write the tile around it."""
     *logits_ref, top_ref, total_ref, weighted_ref = rest
     b, h, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     length, slot, start = length_ref[b], slot_ref[b * pl.num_programs(1) + h], i * block
@@ -197,16 +243,16 @@ def _kernel(
     multiplied = k_ref.dtype if k_scale_ref is None else q_ref.dtype
     precision = lax.Precision.HIGHEST if multiplied == jnp.float32 else None
     dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
-    # Integers are exact in float32 and bfloat16.
+    # int8 is converted exactly: both float32 and bfloat16 hold its numbers.
     wide = lambda block: block if block.dtype == multiplied else block.astype(jnp.float32).astype(multiplied)
     times = lambda x, scale_ref: x if scale_ref is None else x * scale_ref[0]
 
-    def scores_with_block():
-        """[k, G, keys]"""
+    def scores_with_block() -> jax.Array:
+        """The queries' scores with the block's keys, [k, G, block]."""
         return times(dot(q_ref[0], wide(k_ref[0]), (((2,), (2,)), ((0,), (0,)))) * scale, k_scale_ref)
 
-    def new_scores():
-        """[k, G, 1]: the query's scores with the new key."""
+    def new_scores() -> jax.Array:
+        """The queries' scores with the new key, [k, G, 1]."""
         products = q_ref[0].astype(jnp.float32) * k_new_ref[0].astype(jnp.float32)
         return times(jnp.sum(products, axis=2, keepdims=True) * scale, k_new_scale_ref)
 
@@ -217,7 +263,11 @@ def _kernel(
         value = jnp.where(writes, times(v_new_ref[0].astype(jnp.float32), v_new_scale_ref), 0.0)
         weighted_ref[...] = jnp.broadcast_to(value, weighted_ref.shape)
 
-    def attend(*, some_dead: bool):
+    def attend(*, some_dead: bool) -> None:
+        """Add the block to the online softmax.
+
+        some_dead: whether slots of the block must be masked, being dead or the new token's (which is added already).
+        """
         scores = scores_with_block()
         values = wide(v_ref[0])
         lane = start + lax.broadcasted_iota(jnp.int32, scores.shape, 2)
@@ -240,7 +290,7 @@ def _kernel(
         top_ref[...] = higher
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weight, axis=2, keepdims=True)
         share = times(weight, v_scale_ref)
-        if some_dead and v_scale_ref is not None:  # a dead slot's integers are some number, its scale may be none
+        if some_dead and v_scale_ref is not None:  # a dead slot's integers are finite, but its scale may be NaN
             share = jnp.where(live, share, 0.0)
         mixed = dot(share.astype(values.dtype), values, (((2,), (1,)), ((0,), (0,))))
         weighted_ref[...] = weighted_ref[...] * shrink + mixed

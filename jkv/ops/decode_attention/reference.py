@@ -1,4 +1,7 @@
-"""decode_attention in float32, one head at a time. For tests; it shares no code with the other implementations."""
+"""decode_attention in float32, one head at a time. For tests; it shares no code with the other attentions.
+
+Inserting the new token is insert's reference (`jkv.ops.decode_attention.unfused`).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ def decode_attention(
     *,
     scale: float,
 ) -> Float[Array, "B N H"]:
+    """Attention over each row's first ``length`` slots, which hold the new token already."""
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
     out = []
@@ -32,6 +36,7 @@ def decode_attention(
 def attention_weights(
     q: Float[Array, "B N H"], k: Buffer, length: Int32[Array, "B"], *, scale: float
 ) -> Float[Array, "B N S"]:
+    """The softmax weights of the slots, float32, 0 at dead ones."""
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
     out = []

@@ -1,13 +1,14 @@
-"""decode_attention in plain XLA for GPUs and TPUs: over the whole buffer, whatever the rows' lengths.
+"""decode_attention in plain XLA for GPUs and TPUs, after the new token is inserted: over all slots, dead ones too.
 
-Nothing of the buffer's size is made beside it: it is read in its own dtype and added up in float32. Zero times NaN is
-NaN, so values of dead slots need a mask, and a masked operand of a dot would be written out first. So
+No copy of the buffer is made, in any dtype: it is read as it is, and sums are in float32. Values of dead slots may be
+NaN, and 0 times NaN is NaN, so they need a mask. But as the operand of a dot, masked values would be written to memory
+first. So
 
-- on TPU the dot reads the values as they are, and rows that come out broken are done again, one at a time;
-- elsewhere the weighted values are summed without a dot: the mask is then part of reading them.
+- on TPU the dot reads the values unmasked, and rows whose result isn't finite are computed again, one at a time;
+- elsewhere the weighted values are summed without a dot, and the mask is applied as they are read.
 
-An int8 buffer's scales multiply scores and weights. Its integers are widened as they are read: into the operand of a
-dot on TPU, into a sum elsewhere.
+An int8 buffer's scales multiply scores and weights. Its integers are converted as they are read: on TPU into the
+operand of a dot, elsewhere into a sum.
 """
 
 import jax
@@ -27,9 +28,20 @@ def attend(
     scale: float,
     weights: bool = False,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N S"] | None]:
-    """Attention over the first `length[b]` slots, [B, N, H] in the dtype of q, and on request its float32 weights.
+    """Attention over each row's first ``length`` slots, which hold the new token already.
 
-    Dead slots may hold NaN; a row of length 0 gives zeros.
+    Dead slots may hold NaN. A row of length 0 gives zeros.
+
+    Args:
+      q: one query per row and query head.
+      k: the buffer of keys.
+      v: the buffer of values.
+      length: occupied slots of each row.
+      scale: what scores are multiplied by.
+      weights: whether to return the softmax weights, too.
+
+    Returns:
+      The output in the dtype of q, and the weights in float32 or None.
     """
     batch = q.shape[0]
     weight = attention_weights(q, k, length, scale=scale)
@@ -48,7 +60,7 @@ def attend(
 def attention_weights(
     q: Float[Array, "B N H"], k: Buffer, length: Int32[Array, "B"], *, scale: float
 ) -> Float[Array, "B N S"]:
-    """The softmax weights of each slot, float32; zero at dead ones."""
+    """The softmax weights of the slots, float32, 0 at dead ones."""
     batch, heads, dim = q.shape
     kv_heads, slots = k.shape[1:3]
     query = (q.astype(jnp.float32) * jnp.float32(scale)).astype(k.dtype)
@@ -66,50 +78,57 @@ def attention_weights(
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Added up in float32."""
+    """The einsum with its sums in float32."""
     return jnp.einsum(spec, a, b, precision=_precision(b), preferred_element_type=jnp.float32)
 
 
 def _scores_int8(query: Float[Array, "B K G H"], k: Int8[Array, "B K S H"]) -> Float[Array, "B K G S"]:
+    """The queries' products with the keys' integers, as one sum per query head."""
     wide = query.astype(jnp.float32)
     each = (jnp.sum(wide[:, :, g, None] * k.astype(jnp.float32), axis=3) for g in range(query.shape[2]))
     return jnp.stack(list(each), axis=2)
 
 
 def _sum_int8(weight: Float[Array, "B K G S"], v: Int8[Array, "B K S H"]) -> Float[Array, "B K G H"]:
+    """The weighted sum of the values' integers, as one sum per query head."""
     wide = weight.astype(jnp.float32)
     each = (jnp.sum(wide[:, :, g, :, None] * v.astype(jnp.float32), axis=2) for g in range(weight.shape[2]))
     return jnp.stack(list(each), axis=2)
 
 
 def _precision(x: jax.Array) -> lax.Precision | None:
-    """Float32 is multiplied as such: accelerators would round it first."""
+    """HIGHEST for float32, whose factors accelerators would otherwise round first."""
     return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
 def _sum(
     weight: Float[Array, "B K G S"], v: Float[Array, "B K S H"], live: Bool[Array, "B S"]
 ) -> Float[Array, "B K G H"]:
+    """The weighted sum of the values, masked as they are read."""
     values = jnp.where(live[:, None, :, None], v, jnp.zeros((), v.dtype)).astype(jnp.float32)
-    # One sum a query head: XLA merges them by twos, but would write out the product of all.
+    # One sum per query head. XLA fuses them two at a time; of a single sum over all it would write out the products.
     return jnp.stack([jnp.sum(weight[:, :, g, :, None] * values, axis=2) for g in range(weight.shape[2])], axis=2)
 
 
 def _dot(
     weight: Float[Array, "B K G S"], v: Float[Array, "B K S H"], live: Bool[Array, "B S"]
 ) -> Float[Array, "B K G H"]:
+    """The weighted sum of the values by a dot; rows whose sum isn't finite are computed again with masked values."""
     batch = weight.shape[0]
     weight = weight.astype(v.dtype)
     row = jnp.arange(batch, dtype=jnp.int32)
     cut = lambda x, b: lax.dynamic_slice_in_dim(x, b, 1)
 
     def weigh(weight: jax.Array, v: jax.Array) -> jax.Array:
+        """The dot."""
         return _einsum("BKGS,BKSH->BKGH", weight, v)
 
     def next_row(after: jax.Array) -> jax.Array:
+        """The first row later than ``after`` whose sum isn't finite; B if there is none."""
         return jnp.min(jnp.where(broken & (row > after), row, jnp.int32(batch)))
 
     def mend(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Compute one row again. state: the row, and the sums."""
         b, out = state
         values = jnp.where(cut(live, b)[:, None, :, None], cut(v, b), jnp.zeros((), v.dtype))
         return next_row(b), lax.dynamic_update_slice_in_dim(out, weigh(cut(weight, b), values), b, 0)

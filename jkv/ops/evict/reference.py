@@ -1,4 +1,4 @@
-"""compact, one slot at a time. For tests; it shares no code with the other implementations."""
+"""compact, one slot at a time. For tests; it shares no code with the others."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""insert by selection over the whole buffer. For tests; it shares no code with the other implementations."""
+"""insert by selection over the whole buffer. For tests; it shares no code with the others."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32

@@ -1,4 +1,4 @@
-"""key_similarity: how much a key says what the others say, the newest of those like it excepted (R-KV, G-KV)."""
+"""key_similarity: how redundant each key is, for the policies R-KV and G-KV."""
 
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -20,19 +20,21 @@ def key_similarity(
     threshold: float,
     implementation: str = "auto",
 ) -> Float32[Array, "B K S"]:
-    """For each key, the mean over the row's keys of their cosine similarity with it.
+    """For each key j, the mean over the row's keys i of the cosine similarity of i and j, with two exceptions.
 
-    A key's similarity with itself counts as 0. So does, for each key that points, that with the newest of the keys
-    similar to it (cosine above ``threshold``): of a cluster, the newest is spared. A key that resembles none spares
-    none. Norms have 1e-8 added, so a zero key resembles none.
+    A key's similarity with itself counts as 0. And for each key i, its similarity with the newest of the keys that are
+    similar to it (cosine above ``threshold``) counts as 0. So the newest key of a cluster of similar keys isn't
+    redundant by them. Norms have 1e-8 added, so a zero key is similar to none.
 
-    No array of S x S exists. Slots at or past the length may hold anything, NaN included; they get 0.
+    Only the reference holds an array of S x S. Slots at or past the length may hold anything, NaN included; their
+    result is 0.
 
     Args:
       keys: [B, K, S, H].
-      positions: int32 [B, k, S], k = 1 or K; not negative and distinct within the occupied slots, in any order.
+      positions: the position of each slot's token, int32 [B, k, S], k = 1 or K; not negative, and distinct within the
+        occupied slots, in any order.
       length: occupied slots of each row, int32 [B], each in 0..S.
-      threshold: cosine above which keys are similar, 0..1.
+      threshold: the cosine above which keys are similar, 0..1.
       implementation: 'auto' (may fall back to XLA), 'xla', 'reference' or 'pallas'.
 
     Returns:

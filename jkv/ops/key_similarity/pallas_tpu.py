@@ -1,16 +1,19 @@
-"""key_similarity as a TPU kernel: a block of pointing keys against a block of keys at a time, all in VMEM.
+"""key_similarity as a TPU kernel: one block of keys i against one block of keys j at a time, in VMEM.
 
-The newest key similar to a pointing key is known only after that key's last block. Instead of passing over the S x S
-similarities twice, the kernel takes them apart. The sum over all pointing keys needs no pairs: with unit keys u and
-their sum U it is u_j . (U - u_j). The one pass over pairs finds, for each pointing key, the newest similar key (the
-running maximum of position) and the similarity there; after its last block that one number is taken off the key at
-that position. Half the matrix products of two passes, and no sum over S x S.
+Which of the keys j is the newest that is similar to a key i is known only after the last block of j. A second pass over
+the S x S similarities isn't needed, because the sum over i has two parts. The sum of all similarities of a key j needs
+no pairs: with unit keys u and their sum U it is u_j . (U - u_j). From it come off the similarities that count as 0. The
+pass over pairs finds, for each key i, the newest similar key (as a running maximum of positions) and the similarity
+with it, and after the last block of j subtracts that one number from the key at that position. So there are half the
+matrix products of two passes, and no sum over S x S.
 
-Keys are scaled to unit length after the product: of bfloat16 keys it is exact to float32 in one pass of the MXU.
+In names below, a key i is a *pointing* key: it points to the newest key similar to it, which is spared that similarity.
+
+The matrix unit multiplies the keys as they are, and the products are divided by norms afterwards. For bfloat16 keys the
+products are then as accurate as in float32, with one pass of the matrix unit.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +24,9 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from jkv.ops import sharding
 
-BLOCK = 512  # keys
+BLOCK = 512  # keys at a time
 _LANES = 128
-_NONE, _DEAD_POINTING, _DEAD = -1, -2, -3  # in place of a position: no two may meet
+_NONE, _DEAD_POINTING, _DEAD = -1, -2, -3  # they stand in place of positions, and must all differ
 
 
 def key_similarity(
@@ -32,11 +35,22 @@ def key_similarity(
     length: Int32[Array, "B"],
     *,
     threshold: float,
-    interpret: Any = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> Float32[Array, "B K S"]:
-    """interpret: True or `pltpu.InterpretParams`, to run where there is no TPU."""
+    """See `jkv.ops.key_similarity.api`.
+
+    Args:
+      keys: the row's keys.
+      positions: the position of each key.
+      length: how many slots are occupied.
+      threshold: the cosine above which keys are similar.
+      interpret: whether Pallas' interpreter runs the kernel, which works on CPU.
+
+    Raises:
+      NotImplementedError: the keys are neither bfloat16 nor float32.
+    """
     if keys.dtype not in (jnp.float32, jnp.bfloat16):
-        raise NotImplementedError(f"key_similarity on TPU takes float32 or bfloat16 keys, not {keys.dtype}")
+        raise NotImplementedError(f"the TPU kernel takes float32 and bfloat16 keys, not {keys.dtype}")
     letters = ("BKSH", "BKS" if positions.shape[1] > 1 else "BkS", "B")
     inputs = tuple(map(sharding.divisible, letters, (keys.shape, positions.shape, length.shape)))
     run = functools.partial(_key_similarity, threshold=threshold, interpret=interpret)
@@ -50,20 +64,25 @@ def _key_similarity(
     length: Int32[Array, "B"],
     *,
     threshold: float,
-    interpret: Any,
+    interpret: bool | pltpu.InterpretParams,
 ) -> tuple[Float32[Array, "B K S"]]:
+    """The same for the rows and heads of one device."""
     rows, heads, slots, dim = keys.shape
     block = min(BLOCK, pl.cdiv(slots, _LANES) * _LANES)
     blocks = pl.cdiv(slots, block)
     wide = blocks * block
     per_head = positions.shape[1] > 1
 
-    # A block index beyond the row's last occupied block stays at it: nothing new is fetched.
-    def pointing(b, head, i, j, length):
+    # Beyond a row's last occupied block the index stays at that block, so that nothing more is fetched.
+    def pointing(
+        b: jax.Array, head: jax.Array, i: jax.Array, j: jax.Array, length: jax.Ref
+    ) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+        """The block of pointing keys at grid step (b, head, i, j)."""
         del j
         return b, head, jnp.minimum(i, _last(length[b], block)), 0
 
-    def other(b, i, j, length):
+    def other(b: jax.Array, i: jax.Array, j: jax.Array, length: jax.Ref) -> jax.Array:
+        """The number of the block of keys that they are compared with."""
         last = _last(length[b], block)
         return jnp.where(i > last, last, jnp.minimum(j, last))
 
@@ -123,20 +142,21 @@ def _kernel(
     position_ref,  # [1, 1, 1, block] int32
     # output
     mean_ref,  # [1, 1, 1, S] float32
-    # scratch: of each key, along lanes
+    # scratch for each key, along lanes
     at_ref,  # [1, wide] int32: its position, or _DEAD
     scale_ref,  # [1, wide] float32: one over its norm
-    whole_ref,  # [1, wide] float32: its similarity with all others
-    spared_ref,  # [1, wide] float32: what of that is spared
-    total_ref,  # [1, H] float32: the sum of unit keys
-    # scratch: of each pointing key, along sublanes
-    norm_ref,  # [block, 1] float32
-    newest_ref,  # [block, 1] int32: the newest similar position so far, or _NONE
-    there_ref,  # [block, 1] float32: similarity there, times the pointing key's norm
+    whole_ref,  # [1, wide] float32: the sum of its similarities with all others
+    spared_ref,  # [1, wide] float32: the sum of those that count as 0
+    total_ref,  # [1, H] float32: the sum of all unit keys
+    # scratch for each pointing key, along sublanes
+    norm_ref,  # [block, 1] float32: its norm
+    newest_ref,  # [block, 1] int32: the newest position of a similar key so far, or _NONE
+    there_ref,  # [block, 1] float32: the similarity with that key, times the pointing key's norm
     *,
     slots: int,
     threshold: float,
-):
+) -> None:
+    """Grid step (b, head, i, j): compare block i of pointing keys with block j of keys."""
     i, j, length = pl.program_id(2), pl.program_id(3), length_ref[pl.program_id(0)]
     block = key_ref.shape[2]
     last = _last(length, block)
@@ -144,6 +164,7 @@ def _kernel(
     live = lambda index: index * block + lax.broadcasted_iota(jnp.int32, (block, 1), 0) < length
 
     def compare(*, itself: bool) -> None:
+        """Update ``newest`` and ``there``. itself: whether both blocks are the same, so that keys meet themselves."""
         exact = lax.Precision.HIGHEST if key_ref.dtype == jnp.float32 else lax.Precision.DEFAULT
         similarity = lax.dot_general(
             pointing_ref[0, 0], key_ref[0, 0], (((1,), (1,)), ((), ())), precision=exact,
@@ -207,8 +228,8 @@ def _kernel(
             mean_ref[0, 0] = jnp.where(occupied, mean, 0.0)[:, :slots]
 
 
-def _unit(ref, live: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A block's keys scaled to unit length (zero where dead) [block, H], and their norms [block, 1], float32."""
+def _unit(ref: jax.Ref, live: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A block's keys scaled to unit length [block, H], zero where dead, and their norms [block, 1], float32."""
     wide = jnp.where(live, ref[0, 0].astype(jnp.float32), 0.0)
     norm = jnp.sqrt(jnp.sum(wide * wide, axis=1, keepdims=True)) + 1e-8
     return wide / norm, norm

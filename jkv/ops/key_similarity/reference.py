@@ -1,4 +1,4 @@
-"""key_similarity with the whole S x S matrix of one head at a time. For tests; no code shared with the others."""
+"""key_similarity with the S x S matrix of one head at a time. For tests; it shares no code with the others."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ def key_similarity(
     *,
     threshold: float,
 ) -> Float32[Array, "B K S"]:
+    """See `jkv.ops.key_similarity.api`."""
     rows, heads, slots, _ = keys.shape
     mean = jnp.zeros((rows, heads, slots), jnp.float32)
     for b in range(rows):

@@ -1,10 +1,10 @@
-"""key_similarity in plain XLA: BLOCK pointing keys at a time against all keys."""
+"""key_similarity in plain XLA: the similarities of BLOCK keys i at a time with all keys j (see `api`)."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-BLOCK = 256  # keys compared with all others at a time: [B, K, BLOCK, S] is the largest temporary
+BLOCK = 256  # keys i at a time: the largest temporary is [B, K, BLOCK, S]
 
 
 def key_similarity(
@@ -14,6 +14,7 @@ def key_similarity(
     *,
     threshold: float,
 ) -> Float32[Array, "B K S"]:
+    """See `jkv.ops.key_similarity.api`."""
     rows, heads, slots, _ = keys.shape
     block = min(BLOCK, slots)
     count = -(-slots // block)
@@ -26,6 +27,7 @@ def key_similarity(
     slot = jnp.arange(slots)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
+        """Add to each key's total [B, K, S] its similarities with the keys of block i."""
         these = jax.lax.dynamic_slice_in_dim(padded, i * block, block, axis=2)
         similarity = jnp.einsum("BKiH,BKSH->BKiS", these, unit, precision=jax.lax.Precision.HIGHEST)
         itself = (i * block + jnp.arange(block))[:, None] == slot[None, :]

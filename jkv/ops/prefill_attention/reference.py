@@ -1,4 +1,4 @@
-"""prefill_attention in float32, one query at a time. For tests; it shares no code with the other implementations."""
+"""prefill_attention in float32, one query at a time. For tests; it shares no code with the others."""
 
 import jax
 import jax.numpy as jnp

@@ -21,9 +21,8 @@ def select(
 ) -> Int32[Array, "B l k R"]:
     """The ``retain`` slots of highest score in each row and keep set.
 
-    Of equal scores the newest position stays; where positions are equal, too (dead slots), the highest slot. -0.0 and
-    0.0 are equal, and so are they and subnormals; infinities are scores like any other. All implementations give the
-    same slots.
+    Of equal scores the newest position stays; where positions are equal, too (dead slots), the highest slot. -0.0, 0.0
+    and subnormals are all equal; infinities are scores like any other. All implementations give the same slots.
 
     Args:
       scores: float32 [B, l, k, S], without NaN. Protected slots must have the highest (`jkv.engine.priority.priority`).

@@ -1,4 +1,4 @@
-"""Integers in the order of floats. Unlike floats, XLA compares them exactly on every platform."""
+"""Integers in the order of floats. XLA compares integers exactly on every platform; floats it may flush or round."""
 
 import jax.numpy as jnp
 from jax import lax

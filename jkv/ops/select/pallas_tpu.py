@@ -104,10 +104,7 @@ def _kernel(
 def _settle(
     key: jax.Array, bits: int, stays: jax.Array, tied: jax.Array, want: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Let stay, of the slots that are tied, the ``want`` of highest key, as far as the keys decide it.
-
-    As in xla.py, but ``stays`` and ``tied`` are int32 of 0 and 1.
-    """
+    """Choose the ``want`` tied slots of highest key: `_settle` of xla.py, but ``stays`` and ``tied`` are 0 or 1."""
     count = lambda which: jnp.sum(which, axis=1, keepdims=True, dtype=jnp.int32)
 
     def halve(i: jax.Array, floor: jax.Array) -> jax.Array:

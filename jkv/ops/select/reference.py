@@ -1,4 +1,4 @@
-"""select by counting, for each slot, the slots that rank above it. For tests; no code shared with the others."""
+"""select by counting, for each slot, the slots that rank above it. For tests; it shares no code with the others."""
 
 import jax
 import jax.numpy as jnp

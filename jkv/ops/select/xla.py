@@ -48,18 +48,18 @@ def _settle(
     tied: Bool[Array, "rows S"],
     want: Int32[Array, "rows 1"],
 ) -> tuple[Bool[Array, "rows S"], Bool[Array, "rows S"], Int32[Array, "rows 1"]]:
-    """Let stay, of the slots that are tied, the ``want`` of highest key, as far as the keys decide it.
+    """Choose the ``want`` tied slots of highest key, as far as their keys decide it.
 
     Args:
       key: what the tied slots are compared by.
-      bits: how many bits of the keys count: 32 for signed keys, fewer for keys below ``2**bits`` that aren't negative.
-      stays: the slots that stay for sure.
-      tied: the slots that may stay.
-      want: how many of the tied slots stay.
+      bits: 32 for keys of any sign, or a number such that all keys are in ``0..2**bits - 1``.
+      stays: the slots that stay for certain.
+      tied: the slots of which ``want`` are to stay, too.
+      want: how many; at least 1.
 
     Returns:
-      The same for the next key. Tied slots above the lowest key that stays have joined ``stays``; those at that key
-      remain tied.
+      ``stays``, ``tied`` and ``want`` for the next key. With the want-th highest key as the threshold, slots above it
+      have joined ``stays``, and only slots at it are tied.
     """
     count = lambda which: jnp.sum(which, axis=-1, keepdims=True, dtype=jnp.int32)
 
