@@ -45,7 +45,7 @@ LOAD = (
         "int8-weights-loaded-as-they-are",
         "load",
         (("quantize_weight(path, array) if weights == INT8 else array", "array"),),
-        ("test_quantized::test_what_is_quantised",),
+        ("test_quantized::test_decoding_is_that_of_the_dequantised_model",),
     ),
 )
 

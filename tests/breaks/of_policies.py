@@ -17,7 +17,7 @@ BREAKS = (
                 "safe = position > (self.newest - self.rule.window + 1)[:",
             ),
         ),
-        ("test_engine::test_evictions_of_a_trace_are_what_each_rule_says",),
+        (_KEPT + "[dynts-bulk-shared]",),
     ),
     Break(
         "sinks-unprotected",
@@ -48,12 +48,6 @@ BREAKS = (
         "policies",
         (("if self.retain < self.budget and protected > self.retain:", "if False:"),),
         ("test_base::test_prompts_that_cannot_be_protected_are_refused",),
-    ),
-    Break(
-        "padding-written-to-a-slot",
-        "policies",
-        (("jnp.where(self.valid[:, None, None, :], self.slot, slots)", "self.slot"),),
-        (_NOTHING_LEFT + "[dynts-bulk-shared]",),
     ),
     Break(
         "h2o-takes-the-groups-maximum",
