@@ -1,6 +1,6 @@
-"""The axis letters (`jkv.axes`) of every weight of a decoder."""
+"""The axis letters (`jkv.axes`) of a decoder's weights, by which they are quantised and placed on a mesh."""
 
-# By the end of its dotted path.
+# The end of a weight's dotted path, and its letters. The first match counts.
 _LETTERS = (
     ("embed", "VD"),
     ("head", "DV"),
@@ -25,7 +25,14 @@ _LETTERS = (
 
 
 def weight_letters(path: str) -> str:
-    """The axis letters of a weight by its dotted path. KeyError for a path that no decoder has."""
+    """The axis letters of a weight, 'DNH' for a query projection for example.
+
+    Args:
+        path: the weight's dotted path in the decoder, ``layers.0.attention.q.kernel`` for example.
+
+    Raises:
+        KeyError: no decoder has such a path.
+    """
     for end, letters in _LETTERS:
         if path == end or path.endswith(("." + end, "_" + end)):
             return letters

@@ -1,7 +1,7 @@
-"""DynTS's importance predictor: how much a thinking token will matter to the answer, from its hidden state.
+"""DynTS's importance predictor (arXiv:2601.18383): how much a thinking token will matter to the answer.
 
-An MLP on the final-norm hidden state, D -> 2D -> D/2 -> 1 with softplus after every layer and no bias
-(arXiv:2601.18383; its published checkpoints fix the widths at 8192 and 2048 whatever D is). Any widths are read.
+It is a multilayer perceptron on a token's hidden state, D -> 2D -> D/2 -> 1, without biases and with a softplus after
+every layer. The published checkpoints (Robin930/DynTS) have widths 8192 and 2048 for every D. Any widths can be read.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jkv.axes import Array, Float
 from jkv.errors import UserError
@@ -21,15 +22,20 @@ from jkv.models.layers import project
 from jkv.ops.rows import pad_rows, row_dot
 
 FILE = "predictor.safetensors"
-CONFIG = "predictor.json"  # beside FILE: which hidden state it reads, and how it was made
-# Names of the published checkpoints: a Sequential whose odd members are the softplus. Weights are [out, in].
+CONFIG = "predictor.json"  # beside FILE: which hidden state the predictor reads, and how it was trained
+# The weights' names in the published checkpoints, where they are [out, in]. Softplus layers have the odd numbers.
 NAMES = ("is_head.0.weight", "is_head.2.weight", "is_head.4.weight")
 
-Predictor = tuple[Float[Array, "D wide"], Float[Array, "wide narrow"], Float[Array, "narrow 1"]]
+Predictor = tuple[Float[Array, "D wide"], Float[Array, "wide narrow"], Float[Array, "narrow 1"]]  # the weights
 
 
 def importance(predictor: Predictor, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-    """Predicted importance, at least 0, float32."""
+    """The predicted importance of each token, at least 0, float32.
+
+    Args:
+        predictor: the weights.
+        hidden: the hidden states that the predictor reads (``hidden_layer``).
+    """
     rows, x = hidden.shape[0], pad_rows(hidden)
     *wide, last = predictor
     for kernel in wide:
@@ -39,9 +45,22 @@ def importance(predictor: Predictor, hidden: Float[Array, "B T D"]) -> Float[Arr
 
 
 def random_predictor(
-    d_model: int, seed: int = 0, dtype=jnp.float32, *, wide: int | None = None, narrow: int | None = None
+    d_model: int,
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    wide: int | None = None,
+    narrow: int | None = None,
 ) -> Predictor:
-    """Untrained weights, to begin training with. wide, narrow: the hidden layers' sizes unless 2D and D/2."""
+    """Untrained weights, to begin training with.
+
+    Args:
+        d_model: D.
+        seed: of the random numbers.
+        dtype: of the weights.
+        wide: the first hidden layer's size; None means 2D.
+        narrow: the second hidden layer's size; None means D/2.
+    """
     rng = np.random.default_rng(seed)
     widths = (d_model, wide or 2 * d_model, narrow or max(1, d_model // 2), 1)
     draw = lambda i, o: jnp.asarray(rng.normal(size=(i, o)) * i**-0.5, dtype)
@@ -49,10 +68,16 @@ def random_predictor(
     return first, second, third
 
 
-def load_predictor(path: Path, d_model: int, dtype=jnp.float32) -> Predictor:
-    """Weights from FILE.safetensors, or from predictor.safetensors in a directory.
+def load_predictor(path: Path, d_model: int, dtype: DTypeLike = jnp.float32) -> Predictor:
+    """Read weights.
 
-    Raises UserError if they aren't there or belong to a model of another D.
+    Args:
+        path: FILE.safetensors, or the directory that ``predictor.safetensors`` is in.
+        d_model: D of the model that the predictor is for.
+        dtype: of the weights that are returned.
+
+    Raises:
+        UserError: there is no such file, it holds no predictor, or one for another D.
     """
     path = _file(path)
     if not path.exists():
@@ -73,9 +98,16 @@ def load_predictor(path: Path, d_model: int, dtype=jnp.float32) -> Predictor:
 
 
 def save_predictor(path: Path, predictor: Predictor, config: dict[str, Any] | None = None) -> None:
-    """Write weights under the published names, each file whole or not at all; ``config`` beside them as JSON.
+    """Write weights under the published names. Each file is written whole or not at all.
 
-    path: FILE.safetensors, or a directory.
+    Args:
+        path: FILE.safetensors, or the directory to write ``predictor.safetensors`` into.
+        predictor: the weights.
+        config: what to write beside them as JSON: ``layer`` (``hidden_layer``), and how they were trained. None writes
+            nothing.
+
+    Raises:
+        OSError, SafetensorError: a file can't be written.
     """
     path = _file(path)
     if config is not None:
@@ -84,7 +116,15 @@ def save_predictor(path: Path, predictor: Predictor, config: dict[str, Any] | No
 
 
 def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write tensors under their published names, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: its tensors by name.
+
+    Raises:
+        OSError, SafetensorError: the file can't be written.
+    """
     from safetensors.numpy import save_file
 
     with replacing(path) as scratch:
@@ -92,9 +132,18 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def hidden_layer(path: Path, n_layers: int) -> int | None:
-    """Which layer's attention input a predictor reads; None for the final norm's output, as published ones do.
+    """Which hidden states a predictor reads, by the config beside it.
 
-    path: FILE.safetensors or the directory it is in. Raises UserError if the config beside it says no such layer.
+    Args:
+        path: FILE.safetensors, or the directory that ``predictor.safetensors`` is in.
+        n_layers: L of the model that the predictor is for.
+
+    Returns:
+        The layer whose attention's input it reads; None if it reads the final norm's output. The published predictors,
+        which have no such config, do the latter.
+
+    Raises:
+        UserError: the config can't be read, or names a layer that the model hasn't.
     """
     file = _file(path).with_suffix(".json")
     if not file.exists():
@@ -106,10 +155,11 @@ def hidden_layer(path: Path, n_layers: int) -> int | None:
             f"is no predictor's config ({error})", where=str(file), mend="train the predictor again"
         ) from None
     if layer is not None and not (isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < n_layers):
-        what = f"layer {layer!r} is none of this model's {n_layers}"
+        what = f"layer {layer!r} is none of this model's {n_layers} layers"
         raise UserError(what, where=str(file), mend="it belongs to another model")
     return layer
 
 
 def _file(path: Path) -> Path:
+    """The weights' file, of a path that may be its directory."""
     return path / FILE if path.is_dir() else path

@@ -1,15 +1,17 @@
-"""Statistics of a model's queries before RoPE, which triattention needs: measured once, stored beside the weights."""
+"""Statistics of a model's queries before RoPE, for the policy triattention (arXiv:2604.04921).
+
+They are measured once per model and stored beside its weights.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jkv.axes import Array, Float
+from jkv.axes import Array, Float, Int
 from jkv.errors import UserError
 from jkv.files.tensors import read_tensors
 from jkv.models.attention import CausalAttention
@@ -21,12 +23,25 @@ FILE = "query_statistics.safetensors"
 
 
 def measure_query_statistics(model: Decoder, sequences: Iterable[tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Over all tokens of ``sequences``: 'mean' [L, N, H] of the queries before RoPE (pairs i, i + H/2), and 'modulus'
-    [L, N, H/2], the mean of |q_f|. Float32. Sequences are padded to a few lengths, so few programs are compiled."""
+    """Average a model's queries before RoPE over all tokens of some sequences.
+
+    RoPE turns the components i and i + H/2 of a query together; below, such a pair is a complex number q_f.
+
+    Args:
+        model: the model.
+        sequences: token ids. They are padded to a power of two, 64 or more, so that few programs are compiled.
+
+    Returns:
+        'mean' [L, N, H], the mean query, and 'modulus' [L, N, H/2], the mean of |q_f|; float32.
+
+    Raises:
+        UserError: there are no sequences.
+    """
     graph, weights = nnx.split(model)
 
     @jax.jit
-    def sums(weights, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sums(weights: nnx.State, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Sums over the first ``length`` tokens, in the shapes of the result."""
         positions = jnp.arange(tokens.shape[0])[None]
         _, per_layer = nnx.merge(graph, weights)(tokens[None], positions, _Queries(model.config, positions))
         there = (positions[0] < length).astype(jnp.float32)[:, None, None]
@@ -48,30 +63,47 @@ def measure_query_statistics(model: Decoder, sequences: Iterable[tuple[int, ...]
 
 
 class _Queries:
-    """Causal attention; what it saw are the queries, turned back to before RoPE."""
+    """Causal attention that also returns the queries, turned back to what they were before RoPE."""
 
-    def __init__(self, config: ModelConfig, positions: jax.Array):
+    def __init__(self, config: ModelConfig, positions: Int[Array, "B T"]):
+        # RoPE turns by an angle and, as part of cos and sin, multiplies by a factor.
         cos, sin = rotation(config, positions)
         _, factor = frequencies(config)
         self.back = cos / factor**2, -sin / factor**2
 
-    def __call__(self, q, k, v, kv, x):
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        kv: None,
+        x: Float[Array, "B T D"],
+        /,
+    ) -> tuple[Float[Array, "B T N H"], None, Float[Array, "B T N H"]]:
         out, kv, _ = CausalAttention()(q, k, v, kv, x)
         return out, kv, rotate(q.astype(jnp.float32), *self.back)
 
 
 def _modulus(x: Float[Array, "T N H"]) -> Float[Array, "T N half"]:
+    """|q_f| of every pair."""
     real, imaginary = jnp.split(x, 2, axis=-1)
     return jnp.sqrt(real * real + imaginary * imaginary)
 
 
-def load_query_statistics(context: Any) -> dict[str, jax.Array]:
-    """The statistics of ``--predictor``, or of the file beside the model. Raises UserError if there are none, or if
-    they are another model's."""
-    config: ModelConfig = context.config
-    path: Path | None = context.predictor
-    if path is None and context.directory is not None:
-        path = context.directory / FILE
+def load_query_statistics(config: ModelConfig, given: Path | None, directory: Path | None) -> dict[str, jax.Array]:
+    """Read a model's statistics, as ``measure_query_statistics`` returns them.
+
+    Args:
+        config: the model's.
+        given: the value of ``--predictor``: the file, or the directory that it is in. None if not given.
+        directory: the model's directory, where the file is looked for otherwise; None if there is none.
+
+    Raises:
+        UserError: there is no file, or it belongs to another model.
+    """
+    path = given
+    if path is None and directory is not None:
+        path = directory / FILE
     elif path is not None and path.is_dir():
         path = path / FILE
     if path is None or not path.exists():

@@ -1,4 +1,8 @@
-"""Rotary position embedding: frequencies (plain, llama3, YaRN, linear) and the rotation of a head's two halves."""
+"""Rotary position embedding (RoPE, arXiv:2104.09864), with the scalings of its frequencies that the family uses.
+
+A head's components i and i + H/2 are a pair, as in Hugging Face's checkpoints. Each pair is turned by its position
+times the pair's frequency.
+"""
 
 import math
 
@@ -10,7 +14,7 @@ from jkv.models.config import LinearScaling, Llama3Scaling, ModelConfig, YarnSca
 
 
 def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
-    """Angular frequency of each pair [H/2], float32, and the factor that cos and sin are multiplied by."""
+    """The angular frequency of each pair [H/2], float32, and the factor that cos and sin are multiplied by."""
     pairs = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     plain = (1.0 / np.float32(config.rope_theta) ** pairs).astype(np.float32)
     match config.rope_scaling:
@@ -25,8 +29,9 @@ def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def _llama3(plain: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
-    # How often the pair turns within the original context decides: few turns are slowed down by `factor`, many are
-    # kept, and in between the two are blended linearly in the number of turns.
+    # What happens to a frequency depends on how often it turns within the original context. Frequencies of few turns
+    # are divided by `factor`, those of many are kept, and in between the two are mixed, linearly in the number of
+    # turns.
     turns = scaling.original_max_positions * plain / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = np.clip(blend, 0.0, 1.0)
@@ -34,9 +39,10 @@ def _llama3(plain: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
 
 
 def _yarn(plain: np.ndarray, config: ModelConfig, scaling: YarnScaling) -> np.ndarray:
-    # arXiv:2309.00071, section 3.2: `pair_of(r)` is the (fractional) index of the pair that turns r times within the
-    # original context; below beta_fast's pair nothing is interpolated, above beta_slow's everything is.
+    # arXiv:2309.00071, section 3.2. Pairs before the one that turns beta_fast times are kept; those after the one that
+    # turns beta_slow times are divided by `factor`; in between the two are mixed, linearly in the pair's index.
     def pair_of(turns: float) -> float:
+        """The index, with a fraction, of the pair that turns so often within the original context."""
         wavelength = scaling.original_max_positions / (turns * 2 * math.pi)
         return config.head_dim * math.log(wavelength) / (2 * math.log(config.rope_theta))
 
@@ -52,7 +58,7 @@ def _yarn(plain: np.ndarray, config: ModelConfig, scaling: YarnScaling) -> np.nd
 def rotation(
     config: ModelConfig, positions: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """cos and sin of every pair's angle at each position, float32, ready to broadcast over heads."""
+    """cos and sin of every pair's angle at each position, times YaRN's factor, float32. The axis of 1 is for heads."""
     frequency, factor = frequencies(config)
     angle = positions[:, :, None, None].astype(jnp.float32) * jnp.asarray(frequency)[None, None, None, :]
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
@@ -61,7 +67,13 @@ def rotation(
 def rotate(
     x: Float[Array, "B T heads H"], cos: Float[Array, "B T 1 half"], sin: Float[Array, "B T 1 half"]
 ) -> Float[Array, "B T heads H"]:
-    """Turn each pair (i, i + H/2), the layout of Hugging Face checkpoints, in float32; the result has x's dtype."""
+    """Turn every pair of x, in float32; the result has the dtype of x.
+
+    Args:
+        x: queries or keys.
+        cos: see ``rotation``.
+        sin: likewise.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -45,7 +45,7 @@ class TriAttention(Policy):
         Raises:
             UserError: there are none, or they belong to another model.
         """
-        return self, load_query_statistics(context)
+        return self, load_query_statistics(context.config, context.predictor, context.directory)
 
     def score(self, state: tuple[()], slots: Slots) -> Float[Array, "B L K S"]:
         """The standardised score, per layer and KV head."""

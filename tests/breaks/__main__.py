@@ -80,7 +80,8 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(heading, overflow="fold")
     table.add_column("seconds", justify="right")
     for o in outcomes:
-        by = o.by.rpartition("/")[2] if o.caught else f"NOBODY: {o.by}"
+        test, bracket, parameters = o.by.partition("[")
+        by = test.rpartition("/")[2] + bracket + parameters[:30] if o.caught else f"NOBODY: {o.by}"
         table.add_row(
             Text(o.name), o.room, Text(by), o.tier, f"{o.seconds:.0f}", style=None if o.caught else "bold red"
         )

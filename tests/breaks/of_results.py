@@ -321,6 +321,7 @@ DEMO = (
         "demo",
         (("np.where(np.tri(t, dtype=bool), np.float32(0),", "np.where(np.ones((t, t), bool), np.float32(0),"),),
         ("test_batches::test_rows_attend_like_rows_apart",),
+        slow=True,
     ),
     Break(
         "filler-counts-like-work",
@@ -332,13 +333,14 @@ DEMO = (
         "think-is-a-special-token",
         "demo",
         (("special=text in SPECIAL[:4]", "special=text in SPECIAL"),),
-        ("test_tokenizer::test_special_tokens",),
+        ("test_tokenizer::test_round_trip",),
     ),
     Break(
         "the-training-state-of-another-run-is-taken",
         "demo",
         (('if str(arrays.get("run")) != run:', "if False:"),),
         ("test_train::test_resume_of_another_run",),
+        slow=True,
     ),
 )
 

@@ -177,7 +177,7 @@ class Curious(Policy):
         return jnp.where(same, slots.positions.astype(jnp.float32), jnp.nan)
 
 
-@pytest.mark.parametrize("retain", [24, 31])
+@pytest.mark.parametrize("retain", [24, pytest.param(31, marks=pytest.mark.slow)])
 def test_what_a_policy_asks_for_follows_its_slots(model, retain):
     rule = Retention(32, retain, 4)
     todo = requests(5, 20)

@@ -143,8 +143,9 @@ def test_refuses_what_it_cannot_do(shape, dtype, reason):
         pallas_gpu.decode_attention(*_case(*shape, dtype), scale=0.1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("group", "slots"), [(1, 1), (4, 127), (7, 300)])
+@pytest.mark.parametrize(
+    ("group", "slots", "dtype"), [(1, 1, jnp.float32), (4, 127, jnp.bfloat16), (7, 300, jnp.float32)]
+)
 @pytest.mark.parametrize("weigh", [xla_dense._sum, xla_dense._dot], ids=["gpu", "tpu"])
 def test_dense_xla_is_the_reference(weigh, group, slots, dtype, monkeypatch):
     monkeypatch.setattr(xla_dense.lax, "platform_dependent", lambda *arrays, **forms: weigh(*arrays))

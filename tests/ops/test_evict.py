@@ -28,15 +28,18 @@ def _case(dtype=jnp.float32, rows=5, heads=3, slots=11, dim=32, kept=6, per_head
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize(("slots", "kept"), [(1, 1), (11, 6), (11, 11), (11, 1)])
-@pytest.mark.parametrize("evicting", [[], [0], [1, 3], [0, 1, 2, 3, 4]])
-def test_matches_the_reference_and_a_hand_count(dtype, per_head, slots, kept, evicting):
+def test_matches_the_reference_and_a_hand_count(dtype, per_head, slots, kept):
+    """One compilation for all sets of rows: which rows evict is no part of a program."""
     k, v, source = _case(dtype, slots=slots, kept=kept, per_head=per_head)
-    rows = jnp.zeros(5, bool).at[jnp.asarray(evicting, jnp.int32)].set(True)
-    got = IMPLEMENTATIONS["xla"](k, v, source, rows)
-    expected = compact(k, v, source, rows, implementation="reference")
-    for new, same, old in zip(got, expected, (k, v), strict=True):
-        np.testing.assert_array_equal(new, same)
-        _check_by_hand(new, old, source, evicting)
+    run = jax.jit(IMPLEMENTATIONS["xla"])
+    for evicting in ([], [0], [1, 3], [0, 1, 2, 3, 4]):
+        rows = jnp.zeros(5, bool).at[jnp.asarray(evicting, jnp.int32)].set(True)
+        got = run(k, v, source, rows)
+        for new, old in zip(got, (k, v), strict=True):
+            _check_by_hand(new, old, source, evicting)
+        if evicting == [1, 3]:  # the reference goes slot by slot, which takes its time
+            for new, same in zip(got, compact(k, v, source, rows, implementation="reference"), strict=True):
+                np.testing.assert_array_equal(new, same)
 
 
 def _check_by_hand(new, old, source, evicting):

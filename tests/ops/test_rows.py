@@ -6,8 +6,11 @@ import pytest
 from jkv.ops.rows import MAX_ROWS, pad_rows, project_rows, row_sum
 from tests.support.compilation import users_jit
 
+SIZES = [(320, 128), (512, 1376)]
+LARGER = [(128, 256), (1376, 512), (512, 4096), (3584, 1024)]
 
-@pytest.mark.parametrize(("dim", "out"), [(128, 256), (320, 128), (512, 1376), (1376, 512), (512, 4096), (3584, 1024)])
+
+@pytest.mark.parametrize(("dim", "out"), [*SIZES, *(pytest.param(*s, marks=pytest.mark.slow) for s in LARGER)])
 def test_a_rows_projection_has_the_same_bits_at_any_batch_size(dim, out):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((MAX_ROWS, dim), np.float32))

@@ -69,7 +69,8 @@ def test_protected_tokens_survive_any_score_and_exactly_retain_stay(gaps, window
         for p in positions
         if p > positions.max() - window or p < sinks or (pin and p < prompt)
     }  # fmt: skip
-    for retain in range(max(1, len(protected)), S):
+    fewest = max(1, len(protected))
+    for retain in sorted({fewest, (fewest + S) // 2, S - 1} & set(range(fewest, S))):
         rule = Retention(S, max(retain, sinks + window, 1), window, sinks, pin)
         slots = slots_of(positions.reshape(1, 1, 1, S), prompt, rule=rule)
         kept = select(priority(scores, slots), slots.positions, rule.retain)

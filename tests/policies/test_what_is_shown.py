@@ -27,7 +27,10 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("asked", FIELDS)
+OFTEN = ("queries", "attention", "hidden", "tokens")
+
+
+@pytest.mark.parametrize("asked", [pytest.param(a, marks=() if a in OFTEN else pytest.mark.slow) for a in FIELDS])
 def test_a_policy_is_shown_what_it_asked_for_and_no_more(asked):
     """In decode and in both ways a prompt is read; tracing is enough to see it."""
     given = {}
