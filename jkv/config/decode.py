@@ -55,7 +55,7 @@ class DecodeConfig:
     predictor: str | None = None
     """weights that a policy needs: FILE.safetensors or its directory (default: the model's directory)"""
     long_prompts: Literal["refuse", "evict"] = "refuse"
-    """refuse a prompt that is longer than the budget, or read it in pieces and evict by the policy in between"""
+    """refuse a prompt that is longer than the budget, or read it in chunks and evict by the policy in between"""
     task: str = "demo"
     """problems to solve: demo, aime24, aime25, amc23, gpqa_d, gaokao2023en, math500, FILE.jsonl with rows {id, prompt |
     messages | prompt_ids, answer, grading}, or the YAML file of a benchmark of your own (jkv/tasks/benchmark.py)"""

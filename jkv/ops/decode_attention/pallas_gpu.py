@@ -33,6 +33,7 @@ THREAD_BLOCKS = 264  # that run at once: two on each of the 132 multiprocessors 
 SHORTEST = 4  # blocks: the least of a share
 EDGE = 3  # the time that a share takes to begin and end, in blocks
 _LOWEST = -1e30  # the score of a masked slot: finite, so that no difference of scores is NaN
+_Ref = Any  # a reference to GPU memory: `jax.Ref`, or a view of one, whose class isn't public
 
 
 def decode_attention(
@@ -214,7 +215,7 @@ def _attend(
     first = jnp.minimum(split * each, blocks)
     count = jnp.minimum(each, blocks - first)
 
-    def fetch(ref: jax.Ref, tile: jax.Ref, here: jax.Ref, i: jax.Array) -> None:
+    def fetch(ref: _Ref, tile: _Ref, here: _Ref, i: jax.Array) -> None:
         """Start the copy of the share's block i into its stage's tile, if the share has so many."""
 
         @pl.when(i < count)
@@ -273,10 +274,10 @@ def _attend(
     _put(total, total_ref.at[row, head, split])
 
 
-def _put(value: jax.Array, ref: Any) -> None:
+def _put(value: jax.Array, ref: _Ref) -> None:
     """Write the first rows of `value` through shared memory. ref: a view (`.at`) of an output, with as many rows."""
 
-    def scoped(tile: jax.Ref) -> None:
+    def scoped(tile: _Ref) -> None:
         """tile: shared memory in the shape of `value`."""
         tile[...] = value
         plgpu.commit_smem()
@@ -286,7 +287,7 @@ def _put(value: jax.Array, ref: Any) -> None:
     pl.run_scoped(scoped, plgpu.SMEM(value.shape, value.dtype))
 
 
-def _multiply(a: Any, b: Any, *, transposed: bool, interpret: object) -> jax.Array:
+def _multiply(a: jax.Array | _Ref, b: _Ref, *, transposed: bool, interpret: object) -> jax.Array:
     """a @ b, or a @ b.T, by the tensor cores. a: in shared memory or in registers; b: a view of shared memory."""
     if interpret is not None:  # the interpreter supports neither transposed operands nor operands in registers
         left, right = (x[...].astype(jnp.float32) for x in (a, b))
@@ -294,7 +295,7 @@ def _multiply(a: Any, b: Any, *, transposed: bool, interpret: object) -> jax.Arr
         return left @ (right.T if transposed else right)
     b = b.T if transposed else b
 
-    def product(total: Any) -> jax.Array:
+    def product(total: _Ref) -> jax.Array:
         """total: the tensor cores' accumulator, zero at first."""
         plgpu.wgmma(total, a, b)
         return total[...]
