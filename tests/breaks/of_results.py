@@ -40,7 +40,7 @@ REPORT = (
     Break(
         "differences-not-paired",
         "report",
-        (("theirs.append([b.correct[id] for id in both])", "theirs.append([b.correct[id] for id in reversed(both)])"),),
+        (('<<a>>.append([<<b>>.correct[id] for id in <<both>>])\n    if len(', '<<a>>.append([<<b>>.correct[id] for id in reversed(<<both>>)])\n    if len('), ('theirs.append([b.correct[id] for id in both])', 'theirs.append([b.correct[id] for id in reversed(both)])'),),
         ("test_results::test_files",),
     ),
     Break(
@@ -313,7 +313,7 @@ DEMO = (
     Break(
         "any-text-with-the-answer-is-right",
         "demo",
-        (('said.rstrip().removesuffix("<eos>").split() == self.answer.split()', "self.answer in said"),),
+        (('<<a>>.rstrip().removesuffix("<eos>").split() == self.answer.split()', 'self.answer in <<a>>'),),
         ("test_task::test_grade",),
     ),
     Break(

@@ -75,7 +75,7 @@ def assert_same(out, whole):
 
 @pytest.mark.slow
 def test_kill_9(shell, whole, tmp_path):
-    kills = 12
+    kills = 6
     out, rng = tmp_path / "out", random.Random(kills)
     assert len(read_jsonl(whole / "samples.jsonl")) == PROBLEMS * SAMPLES
     killed = 0

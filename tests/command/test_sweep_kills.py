@@ -15,7 +15,7 @@ import pytest
 
 from tests.command.conftest import read_jsonl
 
-PROBLEMS, KILLS = 40, 20
+PROBLEMS, KILLS = 40, 8
 
 
 @pytest.fixture(scope="module")
