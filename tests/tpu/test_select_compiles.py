@@ -74,9 +74,9 @@ graph, _ = nnx.split(nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0), dtype=d
 setup = DecodeSetup(graph, c, RKV(), Retention(S, 4872, 8, 0, False, "head"), Greedy(), (0,), "auto")
 place = NamedSharding(one, PartitionSpec())
 abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
-state = abstract(jax.eval_shape(lambda: empty_state(program, 2, dtype)))
+state = abstract(jax.eval_shape(lambda: empty_state(setup, 2, dtype)))
 rows = array(one, "B", (2,), jnp.bool_)
-text = compiled(one, lambda s, rows: evict(program, (), s, rows), state, rows, donate_argnums=0).as_text()
+text = compiled(one, lambda s, rows: evict(setup, (), s, rows), state, rows, donate_argnums=0).as_text()
 sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in re.findall(r"\\w\\[([\\d,]+)\\]", text)]
 print(json.dumps({
     "kernels": [name in text for name in ("key_similarity_tpu", "select_tpu")], "squares": squares(text),
