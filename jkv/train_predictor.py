@@ -8,7 +8,6 @@ python -m jkv.train_predictor --config configs/predictor_demo.yaml --model demo-
 from typing import TYPE_CHECKING, Any
 
 from jkv.callable_module import make_callable
-from jkv.distributed import hosts
 from jkv.terminal.command import run as run_command
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ def main(argv: list[str] | None = None) -> None:
         argv: the arguments, None for those of this process.
     """
     config = parse(argv)
-    hosts.refuse("train_predictor")
     from jkv.predictor_training import stages
 
     stages.train_predictor(config)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from jkv.api.viewed import view
 from jkv.callable_module import make_callable
-from jkv.errors import UserError
 from jkv.terminal.command import run as run_command
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ def main(argv: list[str] | None = None) -> None:
     runs = config.every_run
     shown = view(*runs, id=config.id, sample=config.sample, eviction=config.eviction)
     out = pathlib.Path(config.out).expanduser() if config.out else pathlib.Path(runs[0]).expanduser() / PAGE
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{out.name} is no .html file", where="--out", mend="--picture writes .png, .svg and .pdf")
     for path in (out, *([pathlib.Path(config.picture).expanduser()] if config.picture else [])):
         shown.save(path)
         print(path)

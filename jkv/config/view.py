@@ -35,6 +35,9 @@ class ViewConfig:
             raise UserError(what, where="RUN", mend=f"give at most {_MOST_RUNS}")
         if self.eviction is not None and self.eviction < 0:
             raise UserError(f"{self.eviction} is below 0", where="--eviction", mend="0 is before the first")
+        if self.out is not None and not self.out.lower().endswith((".html", ".htm")):
+            what = f"{self.out} is not a .html file"
+            raise UserError(what, where="--out", mend="--picture writes .png, .svg and .pdf")
 
     @property
     def every_run(self) -> list[str]:

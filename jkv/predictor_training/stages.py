@@ -18,6 +18,7 @@ from rich.table import Table
 
 from jkv.config.decode import DecodeConfig
 from jkv.config.train_predictor import DEMO_LIMIT, TrainConfig
+from jkv.distributed import hosts
 from jkv.distributed.choose_mesh import mesh_text
 from jkv.distributed.weights import place_weights
 from jkv.errors import UserError
@@ -51,6 +52,7 @@ def train_predictor(config: TrainConfig, *, show: bool = True) -> dict[str, Any]
     Raises:
         UserError: something that the user can mend. What was made until then stays and is used again.
     """
+    hosts.refuse("train_predictor")
     out = pathlib.Path(config.directory).expanduser()
     data = pathlib.Path(config.data).expanduser() if config.data else out
     screen = Screen(stderr=True, quiet=config.quiet, highlight=False)

@@ -41,7 +41,7 @@ def main() -> None:
 
 def _run(job: dict) -> None:
     """In the child: pytest, and nothing after it."""
-    code = 3  # pytest's for an error of its own
+    code = 1  # as Python's where an exception ends it: a failed test may leave files open, which pytest reports so
     try:
         os.setsid()
         output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -287,7 +287,9 @@ RUN = (
         "other-weights-are-the-same-run",
         "run",
         (("weights.update(fetch(leaf if leaf.ndim < 2 else leaf[0]).tobytes())", "pass"),),
-        ("test_api::test_the_command_draws_the_same_and_either_continues_the_other",),
+        (
+            "test_identity::test_other_weights_are_another_run | test_output::test_another_config_is_refused_by_its_first_difference",
+        ),
     ),
     Break(
         "other-prompts-are-the-same-run",
@@ -326,8 +328,7 @@ RUN = (
         "a-resumed-runs-clock-starts-anew",
         "run",
         (("value + self.before[name] for name, value in now.items()", "value for name, value in now.items()"),),
-        ("test_resume::test_kill_9", "test_resume::test_a_signal_says_how_to_continue"),
-        slow=True,
+        ("test_graded_runs::test_the_clock_goes_on | test_graded_runs::test_the_run_goes_on_when_the_worker_dies",),
     ),
     Break(
         "truncation-not-counted",
@@ -375,17 +376,6 @@ RUN = (
         "run",
         (("else 1 + (length - 1 - first) // (budget - retain)", "else (length - 1 - first) // (budget - retain)"),),
         ("test_probe::test_evictions_in_between_are_those_of_a_row_that_fills_up",),
-    ),
-    Break(
-        "engines-shared-by-runs-of-other-policies",
-        "run",
-        (
-            (
-                '<<a>> = ("task", "limit", "samples", "max_new',
-                '<<a>> = ("policy", "options", "task", "limit", "samples", "max_new',
-            ),
-        ),
-        ("test_sweep::test_a_sweep_runs_every_cell_and_continues",),
     ),
 )
 

@@ -40,8 +40,17 @@ REPORT = (
     Break(
         "differences-not-paired",
         "report",
-        (('<<a>>.append([<<b>>.correct[id] for id in <<both>>])\n    if len(', '<<a>>.append([<<b>>.correct[id] for id in reversed(<<both>>)])\n    if len('), ('theirs.append([b.correct[id] for id in both])', 'theirs.append([b.correct[id] for id in reversed(both)])'),),
-        ("test_results::test_files",),
+        (
+            (
+                "<<a>>.append([<<b>>.correct[id] for id in <<both>>])\n    if len(",
+                "<<a>>.append([<<b>>.correct[id] for id in reversed(<<both>>)])\n    if len(",
+            ),
+            (
+                "theirs.append([b.correct[id] for id in both])",
+                "theirs.append([b.correct[id] for id in reversed(both)])",
+            ),
+        ),
+        ("test_results::test_pairs_are_of_the_same_problem | test_results::test_files",),
     ),
     Break(
         "no-answer-may-win-the-vote",
@@ -70,13 +79,13 @@ REPORT = (
         "compared-with-random-at-another-budget",
         "report",
         (("is_baseline(other) and other.budget == result.budget", "is_baseline(other)"),),
-        ("test_results::test_files",),
+        ("test_results::test_compared_is_with_pinned_random_at_the_same_budget | test_results::test_files",),
     ),
     Break(
         "random-unpinned-is-the-baseline",
         "report",
         (('s["policy"] == "random" and bool(s["pin_prompt"])', 's["policy"] == "random"'),),
-        ("test_results::test_files",),
+        ("test_results::test_compared_is_with_pinned_random_at_the_same_budget | test_results::test_files",),
     ),
     Break(
         "a-column-of-the-results-is-missing",
@@ -87,7 +96,7 @@ REPORT = (
                 '"maj_at_k_low", "maj_at_k_high", "mean_tokens",',
             ),
         ),
-        ("test_results::test_files", "test_sweep::test_a_sweep_runs_every_cell_and_continues"),
+        ("test_results::test_columns | test_results::test_files",),
     ),
     Break(
         "figures-carry-the-date",
@@ -308,12 +317,12 @@ DEMO = (
         "evaluation-draws-the-training-problems",
         "demo",
         (("EVALUATION, TRAINING = 0, 1", "EVALUATION, TRAINING = 0, 0"),),
-        ("test_task::test_streams_differ",),
+        ("test_task::test_no_block_begins_with_an_evaluation_problem | test_task::test_streams_differ",),
     ),
     Break(
         "any-text-with-the-answer-is-right",
         "demo",
-        (('<<a>>.rstrip().removesuffix("<eos>").split() == self.answer.split()', 'self.answer in <<a>>'),),
+        (('<<a>>.rstrip().removesuffix("<eos>").split() == self.answer.split()', "self.answer in <<a>>"),),
         ("test_task::test_grade",),
     ),
     Break(

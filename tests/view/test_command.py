@@ -67,7 +67,7 @@ def test_what_is_refused_is_said_in_one_line(tmp_path, capfd):
         ((run, "--id", "q"), "has no sample of id 'q'; it has 'p0', 'p1'"),
         ((run, "--eviction", 8), "--eviction: 8 is not among the 7 evictions of 'p0'; give 0 to 7"),
         ((run, "--eviction", -1), "--eviction: -1 is below 0"),
-        ((run, "--out", "x.png"), "--out: x.png is no .html file; --picture writes .png, .svg and .pdf"),
+        ((run, "--out", "x.png"), "--out: x.png is not a .html file; --picture writes .png, .svg and .pdf"),
         ((run, "--picture", tmp_path / "x.gif"), "x.gif: is neither a page nor a picture"),
         ((run, "--beside", other), "have different prompts for 'p0'"),
         ((run, strangers), "have no sample in common; compare runs of the same task"),
