@@ -159,3 +159,13 @@ def test_quiet_says_nothing_and_the_same_seed_is_byte_identical(made, run, tmp_p
     refused = run(*made.arguments, "--trace", "--out", made.out, "--seed", "4")
     assert refused.code == 2
     assert refused.err.startswith(f"error: {made.out}: was made with another config (seed 3, now 4); give a new --out")
+
+
+def test_mean_slots(made):
+    """The slots that a query meets, its own token's included, over the decode steps."""
+    for row in made.samples:
+        occupied, met = row["prompt_tokens"], []
+        for _ in row["token_ids"][1:]:
+            occupied = (RETAIN if occupied == BUDGET else occupied) + 1
+            met.append(occupied)
+        assert row["mean_slots"] == round(sum(met) / len(met), 3)

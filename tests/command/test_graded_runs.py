@@ -1,6 +1,7 @@
 """Runs of tasks that are graded in another process: while decoding, through its death, and not for other tasks."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -177,3 +178,26 @@ print(json.dumps(sorted(set({HEAVY}) & set(sys.modules))))
         env={**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_clock_goes_on(wordy, graded_task, tmp_path, monkeypatch):
+    """Seconds and steps of a run that was broken off count: they are those of all sessions."""
+    decode, out = Engine.run, tmp_path / "out"
+
+    def interrupted(self, *arguments, **options):
+        for event in decode(self, *arguments, **options):
+            yield event
+            if isinstance(event, Completion):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(config(wordy, graded_task, out))
+    before = json.loads((out / "timings.json").read_text("utf-8"))
+    long_ago = {name: value + 1000 for name, value in before.items()}
+    (out / "timings.json").write_text(json.dumps(long_ago), "utf-8")
+    summary = runner.run(config(wordy, graded_task, out))
+    after = json.loads((out / "timings.json").read_text("utf-8"))
+    assert all(after[name] > long_ago[name] for name in before)
+    assert summary["wall_s"] == after["wall"]

@@ -138,3 +138,10 @@ def test_filler_is_told_from_work():
     segments = problem.segments()
     assert " ".join(text for text, is_filler in segments if not is_filler) == problem.solution(filler=False)
     assert sum(len(text.split()) for text, is_filler in segments if is_filler) == 16 * len(problem.definitions)
+
+
+def test_no_block_begins_with_an_evaluation_problem():
+    """Both streams take a seed and an index. Small problems may coincide; twenty in a row don't."""
+    evaluation = [p.prompt for p in task.problems(20, seed=3)]
+    training = [task.generate(3, 1, index=i)[0].prompt for i in range(20)]
+    assert sum(a == b for a, b in zip(evaluation, training, strict=True)) < 10

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jkv.engine.engine import Engine
 from jkv.engine.events import Completion, Progress, Request
+from jkv.engine.programs import prefill_bucket
 from jkv.engine.sampling import Greedy, TopPTopK
 from jkv.errors import UserError
 from jkv.models import Decoder
@@ -219,3 +220,19 @@ def test_the_full_policy_says_what_does_not_fit(model):
     with pytest.raises(UserError, match="evicts nothing"):
         engine.check(Request("r", (1, 2, 3), 31))
     engine.check(Request("r", (1, 2, 3), 30))
+
+
+def test_samples_of_a_problem_differ(model):
+    (prompt,) = prompts(5)
+    engine = Engine(
+        model, policy=Full(), rule=Retention(64, 64), batch_size=3, sampler=TopPTopK(1.0), eos_ids=(), seed=3
+    )
+    todo = [Request("r", prompt, 20, sample) for sample in range(3)]
+    drawn = {tuple(event.token_ids) for event in engine.run(todo) if isinstance(event, Completion)}
+    assert len(drawn) == 3
+
+
+def test_every_prompt_fits_its_bucket(model):
+    engine = Engine(model, policy=Window(), rule=Retention(48, 40, 4, long_prompts=True), batch_size=1)
+    for length in range(1, 200):
+        assert prefill_bucket(engine.setup, length) >= length

@@ -1,7 +1,10 @@
 """``--mesh auto``: what is chosen for whom, and what ``--mesh`` refuses."""
 
+import dataclasses
+
 import jax
 import pytest
+from flax import nnx
 
 from converters.config import from_hf
 from converters.files import read_json
@@ -9,6 +12,7 @@ from jkv.distributed.choose_mesh import best_sizes, mesh_text, settle_mesh, weig
 from jkv.engine.placement import OneDevice, OnMesh, placement_of
 from jkv.errors import UserError
 from jkv.files.shipped import MODELS
+from jkv.models import Decoder
 from jkv.models.config import ModelConfig
 from jkv.planning.chips import CHIPS
 
@@ -82,3 +86,10 @@ def test_one_tpu_is_a_mesh_so_that_its_compiler_chooses_layouts(monkeypatch):
     on_tpu = placement_of(None, SMALL)
     assert isinstance(on_tpu, OnMesh)
     assert dict(on_tpu.mesh.shape) == {"data": 1, "model": 1}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_counted_as_the_model_has_them(tied):
+    config = dataclasses.replace(SMALL, tied_head=tied)
+    weights = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    assert weight_count(config) == sum(leaf.size for leaf in jax.tree.leaves(weights) if leaf.ndim > 1)

@@ -105,3 +105,32 @@ def test_nothing_graded_has_no_average():
     ungraded = [result("a", 8, {}, task=task, pass_at_1=None) for task in ("s", "t")]
     (mean,) = averages(ungraded)
     assert mean.summary["pass_at_1"] is None
+
+
+def test_pairs_are_of_the_same_problem():
+    """Whatever the order in which two runs finished their problems."""
+    one = result("a", 8, {"x": [1.0], "y": [0.0], "z": [0.0]})
+    assert difference(one, result("b", 8, {"z": [0.0], "y": [0.0], "x": [1.0]})) == (0.0, 0.0, 0.0)
+
+
+def test_compared_is_with_pinned_random_at_the_same_budget():
+    results = [
+        result("not pinned", 8, {"x": [1.0]}, policy="random"),
+        result("chance", 16, {"x": [0.0]}, **RANDOM),
+        result("chance", 8, {"x": [0.5]}, **RANDOM),
+        result("mine", 8, {"x": [1.0]}),
+        result("mine", 16, {"x": [1.0]}),
+    ]
+    rows = list(csv.DictReader(io.StringIO(results_csv(results))))
+    assert [row["vs_random"] for row in rows] == ["0.5", "0.0", "0.0", "0.5", "1.0"]
+
+
+def test_columns():
+    (header,) = csv.reader(io.StringIO(results_csv([])))
+    assert header == [
+        "model", "task", "policy", "budget", "retain", "window", "sinks", "pin_prompt", "granularity", "samples",
+        "ungraded", "pass_at_1", "pass_at_1_low", "pass_at_1_high", "k", "pass_at_k", "maj_at_k", "maj_at_k_low",
+        "maj_at_k_high", "truncation_rate", "mean_tokens", "tokens", "wall_s", "compile_s", "tps", "tps_paper",
+        "evictions", "peak_slots", "mean_slots", "kv_bytes", "kv_bytes_full", "batch_size", "recompiles", "device",
+        "vs_full", "vs_full_low", "vs_full_high", "vs_random", "vs_random_low", "vs_random_high",
+    ]  # fmt: skip
