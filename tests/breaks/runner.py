@@ -19,8 +19,8 @@ from tests.breaks.spec import Break, Edit, NotFound, Tree
 COPIED = ("jkv", "converters", "tests", "configs", "docs", "notebooks", "pyproject.toml", "README.md")
 SECONDS = 900  # that the tests of a break may take: a break can make a loop endless
 _FAILED = 1  # pytest's exit code for failed tests
-_MARKS = {"plain": "not slow and not exhaustive", "slow": "not exhaustive"}
-_FIRST = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", re.MULTILINE)
+_MARKS = {"plain": "not slow", "slow": "slow or not slow"}
+_FIRST = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - (.*))?$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Outcome:
         file: the changed file, below the repository's root.
         caught: whether a test failed.
         by: the first test that failed; what went wrong where none did.
+        how: what that test said.
         seconds: that the tests took.
     """
 
@@ -40,6 +41,7 @@ class Outcome:
     file: str
     caught: bool
     by: str
+    how: str
     seconds: float
 
 
@@ -69,7 +71,8 @@ class Copy:
 
     def __init__(self, root: pathlib.Path, scratch: pathlib.Path):
         self.root, self.tree, self._scratch = root, Tree(root), scratch
-        self._environment = {**os.environ, "PYTHONPATH": str(root)}
+        # Wide, so that pytest's lines about failures are whole.
+        self._environment = {**os.environ, "PYTHONPATH": str(root), "COLUMNS": "500"}
         imported = self._imported()
         if not all(pathlib.Path(file).is_relative_to(root) for file in imported):
             raise RuntimeError(f"the tests would import {', '.join(imported)} instead of the copy in {root}")
@@ -91,8 +94,9 @@ class Copy:
             code, output, seconds = self._pytest(tests, it.tier, "-x")
         found = _FIRST.search(output)
         caught = code == _FAILED and found is not None
-        by = found[1] if caught and found else _reason(code, output)
-        return Outcome(it.name, it.room, it.tier, str(edit.file.relative_to(self.root)), caught, by, round(seconds, 1))
+        by, how = (found[1], found[2] or "") if caught and found else (_reason(code, output), "")
+        file = str(edit.file.relative_to(self.root))
+        return Outcome(it.name, it.room, it.tier, file, caught, by, how[:200], round(seconds, 1))
 
     def clean(self, breaks: Sequence[Break]) -> str:
         """Run the tests of all breaks on the unbroken copy. Returns what went wrong, '' if all pass."""
@@ -155,7 +159,7 @@ def _reason(code: int, output: str) -> str:
         5: "no test was selected",
         forked.TIMED_OUT: "out of time",
     }
-    failed = _FIRST.findall(output)
+    failed = [test for test, _ in _FIRST.findall(output)]
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
     return said.get(code, f"exit code {code}") + (f": {', '.join(failed)}" if failed else "") + f" ({last.strip()})"
 
