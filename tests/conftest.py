@@ -1,6 +1,7 @@
 """Every test runs with strict dtype and rank promotion and with jaxtyping annotations checked at run time."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -23,6 +24,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 from jaxtyping import install_import_hook
+
+# No test asserts a time: hypothesis's limit of 200 ms an example fails on a busy machine, and where lines are counted.
+with contextlib.suppress(ModuleNotFoundError):  # the environment of tests/kvpress has no hypothesis
+    from hypothesis import settings
+
+    settings.register_profile("jkv", deadline=None)
+    settings.load_profile("jkv")
 
 # Installed for the whole session: modules imported later, by tests, are type-checked on every call.
 _hook = install_import_hook(["jkv", "converters"], "beartype.beartype")
